@@ -1,0 +1,76 @@
+/*
+ * ram.h - guest RAM: the only door to it for C code, and the keeper of page versions.
+ *
+ * Layout: gpa 0 .. low_bytes (at most 3 GiB), a hole for devices, then 4 GiB up. In the host the whole range of
+ * gpas is one reservation, so host address = base + gpa; the hole is PROT_NONE. RAM is anonymous memory, on demand.
+ *
+ * Versions: each page has the epoch of its last write. A new epoch is opened by fvm_ram_epoch_next (the dirty log: every
+ * write right in the shadow tables must be withdrawn then, see mmu/shadow.h). A page is newer than what a destination
+ * has when version[pfn] > acknowledged epoch. Epoch 0 = never written since RAM was made (reads as zero).
+ *
+ * Translated stores do not pass here; they pass through a shadow write right, whose granting calls fvm_ram_mark_written.
+ * Every other write (DMA, loader, the CPU's own tables) goes through fvm_ram_write or fvm_ram_map(...write) + _mark_written.
+ * After the bytes are written, the "code hook" is told if the page holds translated code.
+ *
+ * Threads: any; version stores are relaxed atomics.
+ */
+#ifndef FVM_VMM_MEM_RAM_H
+#define FVM_VMM_MEM_RAM_H
+
+#include "base/err.h"
+#include "base/types.h"
+
+#define FVM_RAM_LOW_MAX (3ull << 30)
+#define FVM_RAM_HIGH_BASE (4ull << 30)
+
+enum { /* fvm_ram_page_flags: per page, kept here because every writer must see them */
+    FVM_PAGE_CODE = 1,     /* holds bytes that were translated */
+    FVM_PAGE_PT = 2,       /* a traced guest page table */
+    FVM_PAGE_ABSENT = 4,   /* post-copy: not arrived yet */
+};
+
+struct fvm_ram {
+    uint8_t *base;          /* hva of gpa 0 */
+    uint64_t span_bytes;    /* reservation: highest gpa + 1 */
+    uint64_t low_bytes;     /* RAM below the hole */
+    uint64_t high_bytes;    /* RAM above 4 GiB */
+    uint64_t page_count;    /* span_bytes >> 12: length of the arrays below (hole included) */
+    uint32_t *version;      /* [page_count] epoch of last write */
+    uint8_t *flags;         /* [page_count] FVM_PAGE_* */
+    uint32_t epoch;         /* current epoch, starts at 1 */
+    /* Called after a write to a page with FVM_PAGE_CODE, by whoever wrote, with the range written. */
+    void (*code_hook)(void *ctx, fvm_gpa gpa, uint64_t len);
+    void *code_hook_ctx;
+};
+
+int fvm_ram_create(uint64_t bytes, struct fvm_ram **ret_ram, struct fvm_err *err);
+void fvm_ram_destroy(struct fvm_ram **ram_p);
+
+static inline bool fvm_ram_contains(const struct fvm_ram *ram, fvm_gpa gpa, uint64_t len)
+{
+    return (gpa < ram->low_bytes && len <= ram->low_bytes - gpa) ||
+           (gpa >= FVM_RAM_HIGH_BASE && gpa - FVM_RAM_HIGH_BASE < ram->high_bytes &&
+            len <= ram->high_bytes - (gpa - FVM_RAM_HIGH_BASE));
+}
+static inline bool fvm_ram_has_page(const struct fvm_ram *ram, fvm_pfn pfn)
+{
+    return fvm_ram_contains(ram, pfn << FVM_PAGE_SHIFT, FVM_PAGE_SIZE);
+}
+/** hva of a gpa that fvm_ram_contains. */
+static inline uint8_t *fvm_ram_hva(const struct fvm_ram *ram, fvm_gpa gpa)
+{
+    return ram->base + gpa;
+}
+/** Note a write to [gpa, gpa+len): version = epoch; code hook where needed. Call after the bytes are there. */
+void fvm_ram_mark_written(struct fvm_ram *ram, fvm_gpa gpa, uint64_t len);
+/** Checked copies; FVM_EINVAL when any byte is outside RAM (then nothing was copied). */
+int fvm_ram_read(const struct fvm_ram *ram, fvm_gpa gpa, void *buf, uint64_t len);
+int fvm_ram_write(struct fvm_ram *ram, fvm_gpa gpa, const void *buf, uint64_t len);
+/** hva for direct access to [gpa, gpa+len), NULL if not all RAM. A writer calls fvm_ram_mark_written afterwards. */
+void *fvm_ram_map(const struct fvm_ram *ram, fvm_gpa gpa, uint64_t len);
+/** Opens the next epoch; returns the one that closed. Caller withdraws write rights afterwards (vm.h does both). */
+uint32_t fvm_ram_epoch_next(struct fvm_ram *ram);
+/** Bytes of RAM resident in the host (mincore); for stats. */
+uint64_t fvm_ram_resident_bytes(const struct fvm_ram *ram);
+
+#endif

@@ -1,0 +1,65 @@
+/*
+ * vm.h - one virtual machine: RAM, bus, interrupts, clock, vCPUs and the board's devices.
+ *
+ * Life: create (all parts made, nothing runs) -> boot (kernel loaded, processors reset) or restore (state of another VM
+ * loaded) -> run <-> pause -> destroy. Main thread runs the loop; vCPUs have threads of their own; migration calls from its thread.
+ *
+ * Thread: functions may be called from any thread but a vCPU's, one caller at a time (migration and control
+ * socket serialize through the loop: fvm_loop_post). Events come on the loop's thread.
+ */
+#ifndef FVM_VMM_VM_H
+#define FVM_VMM_VM_H
+
+#include <stdio.h>
+
+#include "base/err.h"
+#include "base/loop.h"
+#include "vmm/cpu/vcpu.h"
+#include "proto/cpu_state.pb-c.h"
+#include "proto/device_state.pb-c.h"
+#include "proto/vm_config.pb-c.h"
+
+struct fvm_vm;
+
+enum fvm_vm_state { FVM_VM_CREATED, FVM_VM_PAUSED, FVM_VM_RUNNING, FVM_VM_STOPPED };
+enum fvm_vm_event { FVM_VM_EVENT_POWER_OFF, FVM_VM_EVENT_RESET, FVM_VM_EVENT_DEBUG_EXIT, FVM_VM_EVENT_CRASHED };
+
+struct fvm_vm_hooks {
+    /* loop thread. POWER_OFF, DEBUG_EXIT (code) and CRASHED (why): the VM is stopped already. RESET: already done. */
+    void (*event)(void *ctx, enum fvm_vm_event event, unsigned code, const char *why);
+    void *ctx;
+};
+
+int fvm_vm_create(const Fvm__VmConfig *config, struct fvm_loop *loop, const struct fvm_engine_config *engine,
+                  const struct fvm_vm_hooks *hooks, struct fvm_vm **ret_vm, struct fvm_err *err);
+void fvm_vm_destroy(struct fvm_vm **vm_p);
+/** Load kernel, initrd, command line, tables; reset devices and processors. */
+int fvm_vm_boot(struct fvm_vm *vm, struct fvm_err *err);
+int fvm_vm_run(struct fvm_vm *vm);     /* CREATED/PAUSED -> RUNNING: clock starts, devices resume, vCPUs go */
+int fvm_vm_pause(struct fvm_vm *vm);   /* RUNNING -> PAUSED: vCPUs parked, devices quiesced, clock stopped; synchronous */
+enum fvm_vm_state fvm_vm_get_state(const struct fvm_vm *vm);
+const Fvm__VmConfig *fvm_vm_config(const struct fvm_vm *vm);
+struct fvm_ram *fvm_vm_ram(struct fvm_vm *vm);
+struct fvm_loop *fvm_vm_loop(struct fvm_vm *vm);
+struct fvm_clock *fvm_vm_clock(struct fvm_vm *vm);
+uint64_t fvm_vm_cpu_ns(const struct fvm_vm *vm);
+void fvm_vm_stats(const struct fvm_vm *vm, FILE *out); /* --stats */
+void fvm_vm_dump(struct fvm_vm *vm, FILE *out);
+
+/* --- state, all while PAUSED (or CREATED for check/restore) --- */
+/** Every vCPU and the clock: a packed-ready message; free with fvm__cpus_state__free_unpacked(m, NULL). */
+int fvm_vm_save_cpus(struct fvm_vm *vm, Fvm__CpusState **ret);
+/** Every device on the board, in board order. */
+int fvm_vm_save_devices(struct fvm_vm *vm, Fvm__DevicesState **ret);
+/** Both checked against this VM without side effects. 0 or why not. */
+int fvm_vm_check_state(struct fvm_vm *vm, const Fvm__CpusState *cpus, const Fvm__DevicesState *devs, struct fvm_err *err);
+/** After a check that said 0; cannot fail. elapsed_ns: real time since the save. State becomes PAUSED. */
+void fvm_vm_restore_state(struct fvm_vm *vm, const Fvm__CpusState *cpus, const Fvm__DevicesState *devs, uint64_t elapsed_ns);
+
+/** Dirty log: closes the running epoch and returns it; after return every later write gets a higher version. */
+uint32_t fvm_vm_dirty_epoch(struct fvm_vm *vm);
+/** Storage of this VM accepts writes only after this (destination: after TAKE; source: dropped after hand-over). */
+int fvm_vm_storage_activate(struct fvm_vm *vm, uint64_t storage_epoch, struct fvm_err *err);
+int fvm_vm_storage_deactivate(struct fvm_vm *vm); /* flushes, releases locks */
+
+#endif
