@@ -37,6 +37,13 @@ void fvm_bus_release(struct fvm_bus *bus, int id);
 uint64_t fvm_bus_read(struct fvm_bus *bus, enum fvm_bus_space space, uint64_t addr, unsigned size);
 void fvm_bus_write(struct fvm_bus *bus, enum fvm_bus_space space, uint64_t addr, unsigned size, uint64_t value);
 
+/**
+ * Which processor the calling thread is (bus_cpu.c): a vCPU thread says so once, before its first access. Chips with registers per
+ * processor (lapic) ask. Other threads are 0.
+ */
+void fvm_bus_set_cpu(unsigned cpu);
+unsigned fvm_bus_cpu(void);
+
 /** Optional trace of every access (--trace io). NULL turns it off. */
 void fvm_bus_set_trace(struct fvm_bus *bus, void (*fn)(void *ctx, enum fvm_bus_space space, bool write, uint64_t addr,
                                                       unsigned size, uint64_t value, const char *name), void *ctx);
