@@ -1,0 +1,104 @@
+/*
+ * boot.h - what runs before the guest: load a kernel, build the tables a PC's firmware would leave, say how the processor starts.
+ *
+ * Low memory, as the loaders use it (all inside RAM):
+ *   0x00001000  GDT of the start state          0x00010000  page tables (identity, 2 MiB pages)
+ *   0x00007000  zero page / multiboot info      0x00020000  command line, memory map, module list
+ *   0x0009fc00  end of usable low RAM           0x000e0000..0x000fffff  ACPI tables, RSDP at 0xf0000
+ */
+#ifndef FVM_VMM_FIRMWARE_BOOT_H
+#define FVM_VMM_FIRMWARE_BOOT_H
+
+#include "base/err.h"
+#include "vmm/mem/ram.h"
+
+#define FVM_BOOT_GDT_GPA 0x1000ull
+#define FVM_BOOT_INFO_GPA 0x7000ull
+#define FVM_BOOT_PT_GPA 0x10000ull
+#define FVM_BOOT_CMDLINE_GPA 0x20000ull
+#define FVM_BOOT_TABLES_GPA 0x30000ull /* multiboot: memory map and modules */
+#define FVM_BOOT_LOW_END 0x9fc00ull
+#define FVM_BOOT_ACPI_GPA 0xe0000ull
+#define FVM_BOOT_RSDP_GPA 0xf0000ull
+#define FVM_BOOT_ACPI_END 0x100000ull
+
+enum { FVM_BOOT_ES, FVM_BOOT_CS, FVM_BOOT_SS, FVM_BOOT_DS, FVM_BOOT_FS, FVM_BOOT_GS, FVM_BOOT_SEGMENTS }; /* hardware order */
+
+struct fvm_boot_segment { /* as struct fvm_seg: attr = descriptor bits 40..55, limit in bytes */
+    uint16_t selector;
+    uint16_t attr;
+    uint32_t limit;
+    uint64_t base;
+};
+
+/** Start state of processor 0. What is not here is as after reset; rflags is 2 (interrupts off). */
+struct fvm_boot_state {
+    uint64_t regs[16]; /* hardware order: rax rcx rdx rbx rsp rbp rsi rdi r8.. */
+    uint64_t rip;
+    uint64_t cr0, cr3, cr4, efer;
+    struct fvm_boot_segment segments[FVM_BOOT_SEGMENTS];
+    struct fvm_boot_segment tr; /* a valid busy TSS of limit 0xffff... some kernels run before ltr */
+    uint64_t gdt_base;
+    uint32_t gdt_limit;
+    uint64_t idt_base;
+    uint32_t idt_limit;
+};
+
+struct fvm_boot_options {
+    const char *kernel; /* path: bzImage, or a multiboot kernel */
+    const char *initrd; /* path or NULL/"" */
+    const char *append; /* command line or NULL */
+    unsigned cpu_count;
+    uint64_t pci_mmio64_base, pci_mmio64_bytes; /* root bridge window above RAM */
+};
+
+/**
+ * fvm_boot_load - put kernel, initrd, command line, memory map, ACPI and start-up tables into RAM.
+ *
+ * Tells a Linux bzImage from a multiboot kernel by its bytes. Every length in the files is hostile.
+ *
+ * @ret_state set on 0.
+ * Returns 0, or a negative code with err->text one line: what is wrong with which file and what would do.
+ * Thread: any, before processors run. Test: tests/unit/firmware_linux.c, firmware_multiboot.c
+ */
+int fvm_boot_load(struct fvm_ram *ram, const struct fvm_boot_options *options, struct fvm_boot_state *ret_state,
+                  struct fvm_err *err);
+
+/* ---- image.c: a file in memory, read only ---- */
+struct fvm_boot_image {
+    const uint8_t *bytes;
+    uint64_t len;
+    const char *path; /* borrowed, for messages */
+};
+int fvm_boot_image_open(const char *path, struct fvm_boot_image *ret_image, struct fvm_err *err);
+void fvm_boot_image_close(struct fvm_boot_image *image);
+/** What a file that is no kernel looks like: "a gzip file", "an ELF file without a multiboot header"... Never NULL. */
+const char *fvm_boot_image_guess(const struct fvm_boot_image *image);
+
+/* ---- linux_boot.c, multiboot.c: one loader each ---- */
+bool fvm_linux_is_kernel(const struct fvm_boot_image *image);
+int fvm_linux_load(struct fvm_ram *ram, const struct fvm_boot_image *kernel, const struct fvm_boot_image *initrd,
+                   const char *append, struct fvm_boot_state *ret_state, struct fvm_err *err);
+bool fvm_multiboot_is_kernel(const struct fvm_boot_image *image);
+int fvm_multiboot_load(struct fvm_ram *ram, const struct fvm_boot_image *kernel, const struct fvm_boot_image *initrd,
+                       const char *append, struct fvm_boot_state *ret_state, struct fvm_err *err);
+
+/* ---- e820.c ---- */
+enum { FVM_E820_RAM = 1, FVM_E820_RESERVED = 2, FVM_E820_ACPI = 3 };
+enum { FVM_E820_MAX = 16 };
+struct fvm_e820_entry {
+    uint64_t base, len;
+    uint32_t type;
+};
+/** Ascending, not overlapping; returns the count. */
+unsigned fvm_e820_build(const struct fvm_ram *ram, struct fvm_e820_entry ret_map[FVM_E820_MAX]);
+
+/* ---- acpi.c ---- */
+struct fvm_acpi_config {
+    unsigned cpu_count;
+    uint64_t pci_mmio64_base, pci_mmio64_bytes; /* bytes 0: no 64-bit window */
+};
+/** Write RSDP, RSDT, XSDT, FADT, FACS, MADT and DSDT into the ACPI area. */
+int fvm_acpi_install(struct fvm_ram *ram, const struct fvm_acpi_config *config, struct fvm_err *err);
+
+#endif
