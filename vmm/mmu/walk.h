@@ -36,7 +36,9 @@ struct fvm_walk {
     bool dirty;         /* leaf D bit */
     bool accessed;      /* A set on every level */
     uint8_t pte_count;  /* entries visited, top first */
+    uint8_t upper_rights; /* like rights, but of the levels above the leaf only */
     fvm_gpa pte_gpa[4]; /* gpa of each entry; [pte_count-1] is the leaf */
+    uint64_t pte[4];    /* what was read there */
 };
 
 /**
@@ -54,7 +56,17 @@ struct fvm_walk {
 int fvm_walk(const struct fvm_ram *ram, const struct fvm_paging *pg, fvm_gva va, unsigned want, struct fvm_walk *ret,
              struct fvm_fault *fault);
 
-/** Set A on every visited entry and, if `dirty`, D on the leaf (atomic or; pages marked written). */
-void fvm_walk_set_ad(struct fvm_ram *ram, const struct fvm_paging *pg, struct fvm_walk *walk, bool dirty);
+/**
+ * Set A on every visited entry and, if `dirty`, D on the leaf (atomic compare-and-swap; pages marked written).
+ * False: another processor changed an entry since the walk: walk again. True: walk->accessed and ->dirty say what is set now.
+ */
+bool fvm_walk_set_ad(struct fvm_ram *ram, const struct fvm_paging *pg, struct fvm_walk *walk, bool dirty);
+
+/**
+ * The 4 KiB page `delta` pages away from walk's (level 0), by the neighbouring entry of the same table: gpa, rights,
+ * global, dirty, accessed. False if it is not present or malformed. The caller stays within the table.
+ */
+bool fvm_walk_sibling(const struct fvm_ram *ram, const struct fvm_paging *pg, const struct fvm_walk *walk, int delta,
+                      struct fvm_walk *ret);
 
 #endif
