@@ -183,7 +183,7 @@ int fvm_epoch_claim(int fd, const char *path, uint64_t epoch, struct fvm_err *er
     if (epoch == 0)
         return 0;
     char *sidecar, text[32];
-    uint64_t seen;
+    uint64_t seen = 0;
     int r = sidecar_name(path, &sidecar);
     if (r < 0)
         return fvm_err_set(err, r, 0, "storage", "out of memory");
