@@ -127,17 +127,30 @@ uint32_t fvm_clock_host_tsc_khz(void)
 
 /* --- anchors --- */
 
-static struct anchors load(const struct fvm_clock *clock)
+/* The host's clocks at the moment of a read. */
+struct now {
+    uint64_t mono, htsc;
+};
+
+/*
+ * The anchors, and with ret_now the host's clocks: read between the two looks at `seq`, hence before a writer that comes
+ * later samples them. That is why guest time can't go back when the clock is stopped under a reader.
+ */
+static struct anchors load_now(const struct fvm_clock *clock, struct now *ret_now)
 {
     union {
         struct anchors a;
         uint64_t w[ANCHOR_WORDS];
     } u;
-    uint32_t seq;
     for (;;) {
-        seq = atomic_load_explicit(&clock->seq, memory_order_acquire);
+        uint32_t seq = atomic_load_explicit(&clock->seq, memory_order_acquire);
         for (size_t i = 0; i < ANCHOR_WORDS; i++)
             u.w[i] = atomic_load_explicit(&clock->word[i], memory_order_relaxed);
+        if (ret_now) {
+            ret_now->mono = fvm_now_ns();
+            ret_now->htsc = __rdtsc();
+            _mm_lfence();
+        }
         atomic_thread_fence(memory_order_acquire);
         if (!(seq & 1) && seq == atomic_load_explicit(&clock->seq, memory_order_relaxed))
             return u.a;
@@ -145,19 +158,28 @@ static struct anchors load(const struct fvm_clock *clock)
     }
 }
 
-/* Caller holds the lock. */
+static struct anchors load(const struct fvm_clock *clock)
+{
+    return load_now(clock, NULL);
+}
+
+/* From here to the end of store(), readers wait. Caller holds the lock. */
+static void store_begin(struct fvm_clock *clock)
+{
+    atomic_fetch_add_explicit(&clock->seq, 1, memory_order_seq_cst);
+    _mm_mfence();
+    _mm_lfence();
+}
+
 static void store(struct fvm_clock *clock, struct anchors a)
 {
     union {
         struct anchors a;
         uint64_t w[ANCHOR_WORDS];
     } u = {.a = a};
-    uint32_t seq = atomic_load_explicit(&clock->seq, memory_order_relaxed);
-    atomic_store_explicit(&clock->seq, seq + 1, memory_order_relaxed);
-    atomic_thread_fence(memory_order_release);
     for (size_t i = 0; i < ANCHOR_WORDS; i++)
         atomic_store_explicit(&clock->word[i], u.w[i], memory_order_relaxed);
-    atomic_store_explicit(&clock->seq, seq + 2, memory_order_release);
+    atomic_fetch_add_explicit(&clock->seq, 1, memory_order_release);
 }
 
 static uint64_t ns_at(const struct anchors *a, uint64_t mono)
@@ -296,6 +318,7 @@ int fvm_clock_create(struct fvm_loop *loop, uint32_t tsc_khz, struct fvm_clock *
         return FVM_ENOMEM;
     clock->loop = loop;
     pthread_mutex_init(&clock->lock, NULL);
+    store_begin(clock);
     store(clock, (struct anchors){.khz = khz, .mode = mode_for(khz)});
     *ret_clock = clock;
     return 0;
@@ -317,6 +340,7 @@ void fvm_clock_start(struct fvm_clock *clock)
     pthread_mutex_lock(&clock->lock);
     struct anchors a = load(clock);
     if (!a.running) {
+        store_begin(clock);
         a = reanchor(&a);
         a.running = 1;
         store(clock, a);
@@ -330,6 +354,7 @@ void fvm_clock_stop(struct fvm_clock *clock)
 {
     pthread_mutex_lock(&clock->lock);
     struct anchors a = load(clock);
+    store_begin(clock);
     a = reanchor(&a);
     a.running = 0;
     store(clock, a); /* host timers that expire now find a stopped clock */
@@ -343,14 +368,16 @@ bool fvm_clock_running(const struct fvm_clock *clock)
 
 uint64_t fvm_clock_ns(const struct fvm_clock *clock)
 {
-    struct anchors a = load(clock);
-    return a.running ? ns_at(&a, fvm_now_ns()) : a.ns0;
+    struct now now;
+    struct anchors a = load_now(clock, &now);
+    return ns_at(&a, now.mono);
 }
 
 uint64_t fvm_clock_tsc(const struct fvm_clock *clock)
 {
-    struct anchors a = load(clock);
-    return tsc_at(&a, __rdtsc(), a.mode == TSC_FROM_NS ? fvm_now_ns() : 0);
+    struct now now;
+    struct anchors a = load_now(clock, &now);
+    return tsc_at(&a, now.htsc, now.mono);
 }
 
 uint32_t fvm_clock_tsc_khz(const struct fvm_clock *clock)
@@ -383,6 +410,7 @@ void fvm_clock_set_tsc(struct fvm_clock *clock, uint64_t guest_tsc)
 {
     pthread_mutex_lock(&clock->lock);
     struct anchors a = load(clock);
+    store_begin(clock);
     a = reanchor(&a);
     a.gtsc0 = guest_tsc;
     store(clock, a);
@@ -417,6 +445,7 @@ int fvm_clock_restore(struct fvm_clock *clock, const struct fvm_clock_state *sta
     a.gtsc0 = state->guest_tsc + mul_div(elapsed_ns, state->tsc_khz, 1000000);
     a.khz = state->tsc_khz;
     a.mode = mode_for(state->tsc_khz);
+    store_begin(clock);
     store(clock, a);
     for (struct fvm_timer *t = clock->timers; t; t = t->next)
         t->host_ns = UINT64_MAX; /* guest_ns jumped: what the host timers are armed for means nothing now */
