@@ -1,6 +1,6 @@
 /*
- * bus_cpu.c - which processor an access comes from. A thread is one vCPU for life, so this is a property of the thread and not of
- * the bus; chips whose registers exist per processor at one address (the local APIC) need it.
+ * bus_cpu.c - which processor an access comes from. A thread is one vCPU for life, so this is a property of the thread
+ * and not of the bus; chips whose registers exist per processor at one address (the local APIC) need it.
  * Invariant: set once per vCPU thread, before its first access.
  */
 #include "vmm/mem/bus.h"

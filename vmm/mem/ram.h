@@ -4,13 +4,14 @@
  * Layout: gpa 0 .. low_bytes (at most 3 GiB), a hole for devices, then 4 GiB up. In the host the whole range of
  * gpas is one reservation, so host address = base + gpa; the hole is PROT_NONE. RAM is anonymous memory, on demand.
  *
- * Versions: each page has the epoch of its last write. A new epoch is opened by fvm_ram_epoch_next (the dirty log: every
- * write right in the shadow tables must be withdrawn then, see mmu/shadow.h). A page is newer than what a destination
- * has when version[pfn] > acknowledged epoch. Epoch 0 = never written since RAM was made (reads as zero).
+ * Versions: each page has the epoch of its last write. A new epoch is opened by fvm_ram_epoch_next (the dirty log:
+ * every write right in the shadow tables must be withdrawn then, see mmu/shadow.h). A page is newer than what a
+ * destination has when version[pfn] > acknowledged epoch. Epoch 0 = never written since RAM was made (reads as zero).
  *
- * Translated stores do not pass here; they pass through a shadow write right, whose granting calls fvm_ram_mark_written.
- * Every other write (DMA, loader, the CPU's own tables) goes through fvm_ram_write or fvm_ram_map(...write) + _mark_written.
- * After the bytes are written, the "code hook" is told if the page holds translated code.
+ * Translated stores do not pass here; they pass through a shadow write right, whose granting calls
+ * fvm_ram_mark_written. Every other write (DMA, loader, the CPU's own tables) goes through fvm_ram_write or
+ * fvm_ram_map(...write) + _mark_written. After the bytes are written, the "code hook" is told if the page holds
+ * translated code.
  *
  * Threads: any; version stores are relaxed atomics.
  */
@@ -63,6 +64,8 @@ static inline uint8_t *fvm_ram_hva(const struct fvm_ram *ram, fvm_gpa gpa)
 }
 /** Note a write to [gpa, gpa+len): version = epoch; code hook where needed. Call after the bytes are there. */
 void fvm_ram_mark_written(struct fvm_ram *ram, fvm_gpa gpa, uint64_t len);
+/** Only the version of one page, without the code hook: for granting a write right (mmu/shadow). */
+void fvm_ram_mark_version(struct fvm_ram *ram, fvm_pfn pfn);
 /** Checked copies; FVM_EINVAL when any byte is outside RAM (then nothing was copied). */
 int fvm_ram_read(const struct fvm_ram *ram, fvm_gpa gpa, void *buf, uint64_t len);
 int fvm_ram_write(struct fvm_ram *ram, fvm_gpa gpa, const void *buf, uint64_t len);

@@ -12,7 +12,7 @@
  */
 #include "vmm/mem/ram.h"
 
-static void mark_page(struct fvm_ram *ram, fvm_pfn pfn)
+void fvm_ram_mark_version(struct fvm_ram *ram, fvm_pfn pfn)
 {
     uint32_t epoch;
 
@@ -34,7 +34,7 @@ void fvm_ram_mark_written(struct fvm_ram *ram, fvm_gpa gpa, uint64_t len)
         return;
     fvm_assert(fvm_ram_contains(ram, gpa, len));
     for (fvm_pfn pfn = gpa >> FVM_PAGE_SHIFT; pfn <= (gpa + len - 1) >> FVM_PAGE_SHIFT; pfn++) {
-        mark_page(ram, pfn);
+        fvm_ram_mark_version(ram, pfn);
         flags |= __atomic_load_n(&ram->flags[pfn], __ATOMIC_RELAXED);
     }
     if (FVM_UNLIKELY((flags & FVM_PAGE_CODE) && ram->code_hook))

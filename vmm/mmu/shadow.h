@@ -10,19 +10,21 @@
  *
  * rights: a set bit PERMITS, so a zero entry (never touched memory) permits nothing. Emitted code:
  *     u = entry[(t << 16) >> 28]; if (!(u & right)) slow; low byte of u = 0; access [t + u]
- * A non-canonical t indexes its canonical alias and then yields a non-canonical host address: the host's #GP is the guest's.
+ * A non-canonical t indexes its canonical alias and then yields a non-canonical host address: the host's #GP is the
+ * guest's.
  *
  * Tables: one "space" per (vCPU, PCID): 512 GiB of reserved address space, of which the upper 256 GiB (the kernel half)
- * is the same memory (a memfd) in every space of the vCPU. In front of each space lies FVM_SPACE_HEAD bytes that the engine owns
- * (the space's own jump cache for user-mode code), zeroed by every flush of the space:
+ * is the same memory (a memfd) in every space of the vCPU. In front of each space lies FVM_SPACE_HEAD bytes that the
+ * engine owns (the space's own jump cache for user-mode code), zeroed by every flush of the space:
  *
  *     gs:[-FVM_SPACE_HEAD .. 0)  engine      gs:[0 .. 256G) user half      gs:[256G .. 512G) kernel half (shared)
  *
- * It behaves as a large PCID-tagged TLB: entries stay until flushed. Flushing costs what was filled: per half a log of touched
- * 4 KiB table pages (each covers 2 MiB of linear addresses) with flags (holds parts of a large page; holds non-global entries).
+ * It behaves as a large PCID-tagged TLB: entries stay until flushed. Flushing costs what was filled: per half a log of
+ * touched 4 KiB table pages (each covers 2 MiB of linear addresses) with flags (holds parts of a large page; holds
+ * non-global entries).
  *
- * Write rights (KW, UW) are withheld when: the guest's D bit is clear; the page has FVM_PAGE_CODE or FVM_PAGE_PT; the dirty log
- * has not seen it in this epoch (version < epoch while logging). To revoke, each physical page remembers
+ * Write rights (KW, UW) are withheld when: the guest's D bit is clear; the page has FVM_PAGE_CODE or FVM_PAGE_PT; the
+ * dirty log has not seen it in this epoch (version < epoch while logging). To revoke, each physical page remembers
  * at most FVM_RMAP_SLOTS entries that hold a write right; granting one more takes the right from an older one.
  *
  * Thread: a shadow belongs to its vCPU's thread; fvm_shadow_revoke* run there too (others send a request to the vCPU).
@@ -57,7 +59,8 @@ enum fvm_shadow_result {
     FVM_SHADOW_OK,     /* the entry now permits the access: *ret_entry */
     FVM_SHADOW_FAULT,  /* guest fault in *fault */
     FVM_SHADOW_MMIO,   /* translates to a gpa that is not RAM: *ret_gpa */
-    FVM_SHADOW_CODE,   /* write to a page with FVM_PAGE_CODE (other reasons already resolved): *ret_gpa; never granted here */
+    FVM_SHADOW_CODE,   /* write to a page with FVM_PAGE_CODE or _PT: *ret_gpa. D and version are set, read rights filled;
+                          the caller writes and then calls fvm_ram_mark_written. Never granted here */
 };
 
 int fvm_shadow_create(struct fvm_ram *ram, struct fvm_shadow **ret_shadow, struct fvm_err *err);
@@ -70,7 +73,7 @@ void fvm_shadow_destroy(struct fvm_shadow **shadow_p);
 uint64_t *fvm_shadow_load(struct fvm_shadow *sh, const struct fvm_paging *pg, bool pcid_enabled, bool flush);
 /** Paging mode bits changed (WP, PGE, NX, SMEP, AC with SMAP...): drops everything. Returns the GS base. */
 uint64_t *fvm_shadow_flush_all(struct fvm_shadow *sh, const struct fvm_paging *pg, bool pcid_enabled);
-/** INVLPG: the page (or the whole large page) at va, in the current space and the shared half. True if it held an X right. */
+/** INVLPG: the (large) page at va, in the current space and the shared half. True if an X right went. */
 bool fvm_shadow_flush_page(struct fvm_shadow *sh, fvm_gva va);
 /** INVPCID types 0 (address), 1 (single context), 2 (all incl. global), 3 (all but global). */
 void fvm_shadow_invpcid(struct fvm_shadow *sh, unsigned type, uint16_t pcid, fvm_gva va);
@@ -93,6 +96,17 @@ void fvm_shadow_withdraw_writes(struct fvm_shadow *sh);
 
 /** True when any kernel-half or user-half translation that permitted execution was dropped since the last call. */
 bool fvm_shadow_take_exec_flushed(struct fvm_shadow *sh);
+
+/** The engine uses the last `bytes` of the head, [gs - bytes, gs): flushes zero only those. Multiple of 8. */
+void fvm_shadow_set_head_used(struct fvm_shadow *sh, uint64_t bytes);
+
+/**
+ * Debug and tests: walk the guest's tables for every filled entry (each space with the CR3 it last had) and count those
+ * that grant more than the tables and pages do now, or that a flush or revoke would miss. First one's address in
+ * *ret_va. Stale entries that the guest has not flushed yet count too: use it where all changes were flushed. Not
+ * fast-helper safe.
+ */
+uint64_t fvm_shadow_check(const struct fvm_shadow *sh, fvm_gva *ret_va);
 
 uint64_t fvm_shadow_bytes(const struct fvm_shadow *sh); /* host memory in use, for stats */
 const struct fvm_shadow_stats *fvm_shadow_get_stats(const struct fvm_shadow *sh);

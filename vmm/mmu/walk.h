@@ -31,7 +31,7 @@ struct fvm_paging {
 struct fvm_walk {
     fvm_gpa gpa;        /* of the byte asked for */
     uint8_t level;      /* size of the mapping: 0 = 4 KiB, 1 = 2/4 MiB, 2 = 1 GiB */
-    uint8_t rights;     /* FVM_R|W|X|USER permitted by the tables to user (USER set) and supervisor alike; see writable */
+    uint8_t rights;     /* FVM_R|W|X|USER permitted by the tables, see fvm_walk */
     bool global;
     bool dirty;         /* leaf D bit */
     bool accessed;      /* A set on every level */
@@ -58,7 +58,8 @@ int fvm_walk(const struct fvm_ram *ram, const struct fvm_paging *pg, fvm_gva va,
 
 /**
  * Set A on every visited entry and, if `dirty`, D on the leaf (atomic compare-and-swap; pages marked written).
- * False: another processor changed an entry since the walk: walk again. True: walk->accessed and ->dirty say what is set now.
+ * False: another processor changed an entry since the walk: walk again. True: walk->accessed and ->dirty say what is
+ * set now.
  */
 bool fvm_walk_set_ad(struct fvm_ram *ram, const struct fvm_paging *pg, struct fvm_walk *walk, bool dirty);
 
