@@ -4,8 +4,10 @@
  * Life: create (all parts made, nothing runs) -> boot (kernel loaded, processors reset) or restore (state of another VM
  * loaded) -> run <-> pause -> destroy. Main thread runs the loop; vCPUs have threads of their own; migration calls from its thread.
  *
- * Thread: functions may be called from any thread but a vCPU's, one caller at a time (migration and control
- * socket serialize through the loop: fvm_loop_post). Events come on the loop's thread.
+ * Thread: functions may be called from any thread but a vCPU's; each takes the VM's operation lock, so callers wait for each
+ * other. What touches devices is carried out on the loop's thread: a caller elsewhere waits for it, so the loop must turn.
+ * create, destroy, boot, check, restore: on the loop's thread (or before it turns). Events come on the loop's thread.
+ * The loop is this VM's alone: its guard is the board lock.
  */
 #ifndef FVM_VMM_VM_H
 #define FVM_VMM_VM_H
@@ -27,7 +29,10 @@ enum fvm_vm_event { FVM_VM_EVENT_POWER_OFF, FVM_VM_EVENT_RESET, FVM_VM_EVENT_DEB
 struct fvm_vm_hooks {
     /* loop thread. POWER_OFF, DEBUG_EXIT (code) and CRASHED (why): the VM is stopped already. RESET: already done. */
     void (*event)(void *ctx, enum fvm_vm_event event, unsigned code, const char *why);
+    /* what was typed on stdio, before the guest sees it: may change it, returns how many bytes are left. May be NULL. */
+    size_t (*stdio_filter)(void *ctx, uint8_t *bytes, size_t len);
     void *ctx;
+    bool inactive; /* destination of a migration: disks take no lock, networks bind nothing until fvm_vm_storage_activate */
 };
 
 int fvm_vm_create(const Fvm__VmConfig *config, struct fvm_loop *loop, const struct fvm_engine_config *engine,

@@ -1,0 +1,48 @@
+/*
+ * vm_config.h - making and judging a VmConfig (proto/vm_config.proto): the small languages of the command line.
+ *
+ * Every string in a message made here is malloc'd, so that fvm_config_free (protobuf-c's own free) fits.
+ * Everything that parses takes text from a user or a peer: nothing is trusted, every refusal says what would be right.
+ * Thread: any, no shared state. Test: tests/unit/vm_config.c
+ */
+#ifndef FVM_VMM_VM_CONFIG_H
+#define FVM_VMM_VM_CONFIG_H
+
+#include "base/err.h"
+#include "proto/vm_config.pb-c.h"
+
+#define FVM_CONFIG_CPUS_MAX 64
+#define FVM_CONFIG_DISKS_MAX 16
+#define FVM_CONFIG_NETS_MAX 4
+#define FVM_CONFIG_FORWARDS_MAX 64
+#define FVM_CONFIG_MEMORY_MIN (16ull << 20)
+#define FVM_CONFIG_MEMORY_MAX (1ull << 40)
+#define FVM_CONFIG_APPEND_MAX 2047 /* what a Linux kernel takes (COMMAND_LINE_SIZE) */
+#define FVM_CONFIG_SERIAL_MAX 20   /* virtio-blk's identification string */
+
+/** Defaults: name "vm", 1 GiB, 1 CPU, random id, serial "none", rng, on_reset "reset". NULL: out of memory. */
+Fvm__VmConfig *fvm_config_new(void);
+void fvm_config_free(Fvm__VmConfig **config_p);
+/** A deep copy; NULL: out of memory. */
+Fvm__VmConfig *fvm_config_copy(const Fvm__VmConfig *config);
+/** Replace a string field of a message by a copy of `text`. */
+int fvm_config_set(char **field, const char *text);
+
+/** "1G", "512M", "64K", "4096": bytes, powers of 1024; "1.5G" and negative numbers are refused. */
+int fvm_config_parse_bytes(const char *text, uint64_t *ret_bytes, struct fvm_err *err);
+/** "F[,readonly][,format=raw][,serial=S]". A comma in a file's name is written ",,". */
+int fvm_config_add_disk(Fvm__VmConfig *config, const char *spec, struct fvm_err *err);
+/**
+ * "none" | "user[,mac=M][,hostfwd=tcp:[ADDR]:PORT-[ADDR]:PORT]..." | "switch:PATH[,mac=M]".
+ * "none" adds nothing.
+ */
+int fvm_config_add_net(Fvm__VmConfig *config, const char *spec, struct fvm_err *err);
+/** "tcp:127.0.0.1:2222-:22" */
+int fvm_config_parse_forward(const char *text, Fvm__HostForward *ret, struct fvm_err *err);
+/** "52:54:00:12:34:56", unicast only. */
+int fvm_config_parse_mac(const char *text, uint8_t ret_mac[6], struct fvm_err *err);
+
+/** Is the whole thing possible? Sizes, counts, lengths; files are looked at only when `files`. */
+int fvm_config_check(const Fvm__VmConfig *config, bool files, struct fvm_err *err);
+
+#endif

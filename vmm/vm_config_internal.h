@@ -1,0 +1,14 @@
+/* vm_config_internal.h - between vm_config.c, vm_config_net.c and vm_config_host.c only. */
+#ifndef FVM_VMM_VM_CONFIG_INTERNAL_H
+#define FVM_VMM_VM_CONFIG_INTERNAL_H
+
+#include "base/types.h"
+#include "vmm/vm_config.h"
+
+/** Next item of "a,b=c,d" (",," is a comma), malloc'd; *cursor is NULL after the last. NULL: no memory. */
+char *fvm_config_next_item(const char **cursor);
+int fvm_config_check_nets(const Fvm__VmConfig *config, struct fvm_err *err);
+/** What this process may still allocate: the least of MemAvailable + SwapFree and the cgroups' limits. UINT64_MAX: unknown. */
+uint64_t fvm_config_host_available_bytes(void);
+
+#endif
