@@ -12,7 +12,7 @@
 
 struct fvm_board_pc;
 struct fvm_disk;
-struct fvm_net_options;
+struct fvm_net;
 
 enum { FVM_BOARD_DISKS_MAX = 8, FVM_BOARD_NETS_MAX = 4 };
 
@@ -21,7 +21,7 @@ struct fvm_board_pc_disk {
     const char *serial;    /* as shown to the guest, may be NULL */
 };
 struct fvm_board_pc_net {
-    const struct fvm_net_options *options; /* borrowed during create */
+    struct fvm_net *net;   /* borrowed: the vm opens, activates and closes it */
     uint8_t mac[6];
 };
 struct fvm_board_pc_config {

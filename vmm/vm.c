@@ -1,7 +1,7 @@
 /*
  * vm.c - one virtual machine is put together and taken apart here.
  *
- *   ram, bus, irq, clock  ->  serial ends, disks  ->  board (chips)  ->  engine, vCPUs
+ *   ram, bus, irq, clock  ->  serial ends, disks, nets  ->  board (chips)  ->  engine, vCPUs
  *
  * taken apart in reverse. Requests of devices (power off, reset, exit) arrive inside a device's code with the board lock
  * held, so they are only noted here and carried out by the loop (vm_run.c).
@@ -12,7 +12,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "net/net.h"
 #include "vmm/vm_internal.h"
 
 static const char room[] = "vm";
@@ -139,6 +138,44 @@ static int make_core(struct fvm_vm *vm, struct fvm_err *err)
     return 0;
 }
 
+static void derive_mac(const Fvm__VmConfig *config, size_t index, uint8_t mac[6])
+{
+    const Fvm__NetConfig *net = config->nets[index];
+    if (net->mac.len == 6) {
+        memcpy(mac, net->mac.data, 6);
+        return;
+    }
+    uint32_t h = 2166136261u; /* FNV-1a: the same VM has the same addresses after every start */
+    for (size_t i = 0; i < config->id.len; i++)
+        h = (h ^ config->id.data[i]) * 16777619u;
+    h += (uint32_t)index;
+    const uint8_t m[6] = {0x52, 0x54, 0x00, (uint8_t)(h >> 16), (uint8_t)(h >> 8), (uint8_t)h};
+    memcpy(mac, m, 6);
+}
+
+static int open_net(struct fvm_vm *vm, size_t index, struct fvm_err *err)
+{
+    const Fvm__NetConfig *net = vm->config->nets[index];
+    struct fvm_net_forward list[FVM_CONFIG_FORWARDS_MAX];
+    memset(list, 0, sizeof(list));
+    for (size_t i = 0; i < net->n_forwards; i++) {
+        const Fvm__HostForward *f = net->forwards[i];
+        list[i].udp = !strcmp(f->proto, "udp");
+        list[i].host_port = (uint16_t)f->host_port;
+        list[i].guest_port = (uint16_t)f->guest_port;
+        snprintf(list[i].host_addr, sizeof(list[i].host_addr), "%s", f->host_addr);
+        snprintf(list[i].guest_addr, sizeof(list[i].guest_addr), "%s", f->guest_addr);
+    }
+    const struct fvm_net_options opt = {.kind = net->kind,
+                                        .forwards = list,
+                                        .forward_count = (unsigned)net->n_forwards,
+                                        .inactive = vm->hooks.inactive};
+    int r = fvm_net_open(vm->loop, &opt, NULL, NULL, &vm->nets[vm->net_count], err);
+    if (!r)
+        derive_mac(vm->config, index, vm->macs[vm->net_count++]);
+    return r;
+}
+
 static int make_ends(struct fvm_vm *vm, struct fvm_err *err)
 {
     const Fvm__VmConfig *config = vm->config;
@@ -157,50 +194,19 @@ static int make_ends(struct fvm_vm *vm, struct fvm_err *err)
         if (!r)
             vm->disk_count++;
     }
+    for (size_t i = 0; !r && i < config->n_nets; i++)
+        if (strcmp(config->nets[i]->kind, "none") != 0)
+            r = open_net(vm, i, err);
     return r;
-}
-
-static void derive_mac(const Fvm__VmConfig *config, size_t index, uint8_t mac[6])
-{
-    const Fvm__NetConfig *net = config->nets[index];
-    if (net->mac.len == 6) {
-        memcpy(mac, net->mac.data, 6);
-        return;
-    }
-    uint32_t h = 2166136261u; /* FNV-1a: the same VM has the same addresses after every start */
-    for (size_t i = 0; i < config->id.len; i++)
-        h = (h ^ config->id.data[i]) * 16777619u;
-    h += (uint32_t)index;
-    const uint8_t m[6] = {0x52, 0x54, 0x00, (uint8_t)(h >> 16), (uint8_t)(h >> 8), (uint8_t)h};
-    memcpy(mac, m, 6);
-}
-
-static int copy_forwards(const Fvm__NetConfig *net, struct fvm_net_forward **ret)
-{
-    struct fvm_net_forward *list = calloc(net->n_forwards ? net->n_forwards : 1, sizeof(*list));
-    if (!list)
-        return FVM_ENOMEM;
-    for (size_t i = 0; i < net->n_forwards; i++) {
-        const Fvm__HostForward *f = net->forwards[i];
-        list[i].udp = !strcmp(f->proto, "udp");
-        list[i].host_port = (uint16_t)f->host_port;
-        list[i].guest_port = (uint16_t)f->guest_port;
-        snprintf(list[i].host_addr, sizeof(list[i].host_addr), "%s", f->host_addr);
-        snprintf(list[i].guest_addr, sizeof(list[i].guest_addr), "%s", f->guest_addr);
-    }
-    *ret = list;
-    return 0;
 }
 
 static int make_board(struct fvm_vm *vm, struct fvm_err *err)
 {
     const Fvm__VmConfig *config = vm->config;
     struct fvm_board_pc_disk disks[FVM_CONFIG_DISKS_MAX];
-    struct fvm_net_options options[FVM_CONFIG_NETS_MAX] = {0};
-    struct fvm_net_forward *forwards[FVM_CONFIG_NETS_MAX] = {0};
     struct fvm_board_pc_net nets[FVM_CONFIG_NETS_MAX];
-    struct fvm_board_pc_config pc = {.disks = disks, .disk_count = vm->disk_count, .nets = nets, .rng = config->rng};
-    int r = 0;
+    struct fvm_board_pc_config pc = {.disks = disks, .disk_count = vm->disk_count, .nets = nets,
+                                    .net_count = vm->net_count, .rng = config->rng};
 
     vm->board = (struct fvm_board){.bus = vm->bus, .irq = vm->irq, .ram = vm->ram, .clock = vm->clock, .loop = vm->loop,
                                    .cpu_count = config->cpus, .power_off = ask_power_off, .reset = ask_reset,
@@ -213,26 +219,11 @@ static int make_board(struct fvm_vm *vm, struct fvm_err *err)
         const char *serial = config->disks[i]->serial;
         disks[i] = (struct fvm_board_pc_disk){.disk = vm->disks[i], .serial = serial[0] ? serial : NULL};
     }
-    for (size_t i = 0; !r && i < config->n_nets; i++) {
-        const Fvm__NetConfig *net = config->nets[i];
-        if (!strcmp(net->kind, "none"))
-            continue;
-        unsigned n = pc.net_count++;
-        r = copy_forwards(net, &forwards[n]);
-        options[n] = (struct fvm_net_options){.kind = net->kind,
-                                              .forwards = forwards[n],
-                                              .forward_count = (unsigned)net->n_forwards,
-                                              .inactive = vm->hooks.inactive};
-        nets[n].options = &options[n];
-        derive_mac(config, i, nets[n].mac);
+    for (unsigned i = 0; i < vm->net_count; i++) {
+        nets[i].net = vm->nets[i];
+        memcpy(nets[i].mac, vm->macs[i], 6);
     }
-    if (r)
-        fvm_err_set(err, r, 0, room, "out of memory");
-    else
-        r = fvm_board_pc_create(&vm->board, &pc, &vm->pc, err);
-    for (size_t i = 0; i < FVM_CONFIG_NETS_MAX; i++)
-        free(forwards[i]);
-    return r;
+    return fvm_board_pc_create(&vm->board, &pc, &vm->pc, err);
 }
 
 static size_t serial_input(void *ctx, const uint8_t *bytes, size_t len)
@@ -333,6 +324,8 @@ void fvm_vm_destroy(struct fvm_vm **vm_p)
         fvm_engine_destroy(&vm->engine);
     for (unsigned i = 0; i < vm->disk_count; i++)
         fvm_disk_close(&vm->disks[i]);
+    for (unsigned i = 0; i < vm->net_count; i++)
+        fvm_net_close(&vm->nets[i]);
     fvm_char_close(&vm->console);
     fvm_char_close(&vm->serial);
     if (vm->bus)

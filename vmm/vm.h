@@ -63,8 +63,11 @@ void fvm_vm_restore_state(struct fvm_vm *vm, const Fvm__CpusState *cpus, const F
 
 /** Dirty log: closes the running epoch and returns it; after return every later write gets a higher version. */
 uint32_t fvm_vm_dirty_epoch(struct fvm_vm *vm);
-/** Storage of this VM accepts writes only after this (destination: after TAKE; source: dropped after hand-over). */
+/**
+ * Disks take their locks and accept writes, networks bind and join, only after this (destination: after TAKE; source: dropped
+ * after hand-over). All or nothing. Active already: the epoch is raised.
+ */
 int fvm_vm_storage_activate(struct fvm_vm *vm, uint64_t storage_epoch, struct fvm_err *err);
-int fvm_vm_storage_deactivate(struct fvm_vm *vm); /* flushes, releases locks */
+int fvm_vm_storage_deactivate(struct fvm_vm *vm); /* flushes, releases locks, leaves the networks */
 
 #endif

@@ -12,7 +12,7 @@
 #include "proto/vm_config.pb-c.h"
 
 #define FVM_CONFIG_CPUS_MAX 64
-#define FVM_CONFIG_DISKS_MAX 16
+#define FVM_CONFIG_DISKS_MAX 8
 #define FVM_CONFIG_NETS_MAX 4
 #define FVM_CONFIG_FORWARDS_MAX 64
 #define FVM_CONFIG_MEMORY_MIN (16ull << 20)

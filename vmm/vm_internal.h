@@ -6,6 +6,7 @@
 #include <stdatomic.h>
 
 #include "base/log.h"
+#include "net/net.h"
 #include "storage/storage.h"
 #include "vmm/board_pc.h"
 #include "vmm/cpu/cpuid.h"
@@ -37,6 +38,9 @@ struct fvm_vm { /* owner: the loop's thread; other threads hold op_lock */
     struct fvm_char *serial, *console;
     struct fvm_disk *disks[FVM_CONFIG_DISKS_MAX];
     unsigned disk_count;
+    struct fvm_net *nets[FVM_CONFIG_NETS_MAX];
+    uint8_t macs[FVM_CONFIG_NETS_MAX][6];
+    unsigned net_count;
     struct fvm_board board;
     struct fvm_board_pc *pc;
     struct fvm_engine *engine;

@@ -284,7 +284,7 @@ void fvm_vm_handle_asked(void *ctx)
     }
 }
 
-/* ---- dirty log, storage ---- */
+/* ---- dirty log; what a VM shares with the world: disks and networks ---- */
 
 uint32_t fvm_vm_dirty_epoch(struct fvm_vm *vm)
 {
@@ -311,12 +311,17 @@ static void activate_op(struct fvm_vm *vm, void *arg)
 {
     struct storage_op *op = arg;
     fvm_bus_lock(vm->bus);
-    unsigned i;
-    for (i = 0; !op->r && i < vm->disk_count; i++)
-        op->r = fvm_disk_activate(vm->disks[i], op->epoch, op->err);
-    if (op->r)
-        for (unsigned j = 0; j + 1 < i; j++) /* all or none */
-            fvm_disk_deactivate(vm->disks[j]);
+    unsigned disks = 0, nets = 0;
+    while (!op->r && disks < vm->disk_count)
+        op->r = fvm_disk_activate(vm->disks[disks++], op->epoch, op->err);
+    while (!op->r && nets < vm->net_count)
+        op->r = fvm_net_activate(vm->nets[nets++], op->err);
+    if (op->r) { /* all or none */
+        while (nets)
+            fvm_net_deactivate(vm->nets[--nets]);
+        while (disks)
+            fvm_disk_deactivate(vm->disks[--disks]);
+    }
     fvm_bus_unlock(vm->bus);
 }
 
@@ -331,6 +336,8 @@ static void deactivate_op(struct fvm_vm *vm, void *arg)
 {
     struct storage_op *op = arg;
     fvm_bus_lock(vm->bus);
+    for (unsigned i = 0; i < vm->net_count; i++)
+        fvm_net_deactivate(vm->nets[i]);
     for (unsigned i = 0; i < vm->disk_count; i++) {
         int r = fvm_disk_deactivate(vm->disks[i]);
         if (r && !op->r)
