@@ -4,8 +4,8 @@
  *     guest_ns  = ns0  + (CLOCK_MONOTONIC - mono0)                       while running, else ns0
  *     guest_tsc = gtsc0 + (host TSC - htsc0) [* guest kHz / host kHz]    while running, else gtsc0
  *
- * Both pairs are anchored at one instant when the clock starts, so they tell the same time; the scale is left out when the
- * frequencies agree within TSC_SAME_PPM (two measurements of one host differ by a few ppm, and an unscaled TSC can be
+ * Both pairs are anchored at one instant when the clock starts, so they tell the same time; the scale is left out when
+ * the frequencies agree within TSC_SAME_PPM (two measurements of one host differ by a few ppm, and an unscaled TSC can be
  * read by the guest's rdtsc in place). On a host whose TSC is not invariant, guest_tsc is guest_ns scaled.
  *
  * Readers are vCPU threads: the anchors are under a seqlock, a read takes no lock. Writers hold `lock`, which also
