@@ -252,7 +252,7 @@ static const struct claim *find(struct map *map, uint64_t addr, uint64_t *ret_la
     return &map->ranges[lo].claim;
 }
 
-/* The largest piece at addr: a power of two, naturally aligned, at most `left` bytes, within what one claim answers for. */
+/* The largest piece at addr: a power of two, naturally aligned, at most `left` bytes, within one claim's range. */
 static unsigned piece_bytes(enum fvm_bus_space space, uint64_t addr, unsigned left, uint64_t last)
 {
     unsigned size = space == FVM_BUS_PIO ? 4 : 8;
