@@ -35,6 +35,7 @@ struct fvm_net_options {
     const struct fvm_net_forward *forwards; /* "user" only */
     unsigned forward_count;
     bool restricted;  /* no way out to the host's network, forwards only */
+    bool host_loopback; /* "user": let the guest reach services on the host's 127.0.0.1 as 10.0.2.2; else refused */
     bool inactive;    /* migration destination: bind and connect nothing yet; fvm_net_activate does */
 };
 
@@ -61,7 +62,7 @@ void fvm_net_deactivate(struct fvm_net *net);
 bool fvm_net_active(const struct fvm_net *net);
 /**
  * fvm_net_announce - tell the network where `mac` is now (after a move): RARP broadcasts, at 0, 50, 150, 350, 750 ms, ended early
- * by a frame of the guest itself. Needs no help from the guest. Back ends without a layer 2 of their own ignore it. While
+ * by a broadcast of the guest itself. Needs no help from the guest. Back ends without a layer 2 of their own ignore it. While
  * inactive it is remembered and starts at activation.
  */
 void fvm_net_announce(struct fvm_net *net, const uint8_t mac[6]);
