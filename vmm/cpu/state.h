@@ -130,6 +130,7 @@ struct fvm_vcpu {
 
     /* --- surroundings, all borrowed --- */
     unsigned index; /* 0.. */
+    unsigned count; /* vCPUs of the VM, for CPUID's topology; 0 counts as 1 */
     const struct fvm_cpu_model *model;
     struct fvm_ram *ram;
     struct fvm_bus *bus;

@@ -28,6 +28,8 @@ int fvm_vmem_probe(struct fvm_vcpu *v, fvm_gva va, size_t len, unsigned want, en
  */
 enum fvm_event_kind { FVM_EVENT_FAULT, FVM_EVENT_TRAP_SOFT /* int n, int3, into */, FVM_EVENT_EXTERNAL /* intr, nmi */ };
 void fvm_event_deliver(struct fvm_vcpu *v, enum fvm_event_kind kind, const struct fvm_fault *what);
+/** An external interrupt (or NMI, vector 2) taken now. */
+void fvm_event_interrupt(struct fvm_vcpu *v, unsigned vector);
 int fvm_event_iret(struct fvm_vcpu *v, unsigned operand_bytes, struct fvm_fault *fault);
 
 /* ---- segment.c ---- */
@@ -64,9 +66,17 @@ int fvm_sysexit(struct fvm_vcpu *v, unsigned operand_bytes, struct fvm_fault *fa
  */
 int fvm_system_exec(struct fvm_vcpu *v, const struct fvm_insn *insn, struct fvm_fault *fault);
 bool fvm_insn_is_system(const struct fvm_insn *insn);
+/** Port access of `bytes` (also for string I/O): IOPL and the TSS bitmap; #GP(0). */
+int fvm_system_io_check(struct fvm_vcpu *v, uint16_t port, unsigned bytes, struct fvm_fault *fault);
+/** The TSC as the guest reads it now. */
+uint64_t fvm_system_tsc(const struct fvm_vcpu *v);
+/** tsc_offset and tsc_direct from the clock: after the clock started, was restored, or another vCPU wrote the TSC. */
+void fvm_system_sync_tsc(struct fvm_vcpu *v);
 
 /** Reset (power-on, INIT): architectural state of the SDM's reset table; real mode at f000:fff0. Keeps xsave on INIT. */
 void fvm_vcpu_reset_state(struct fvm_vcpu *v, bool init);
+/** Start-up IPI: real mode at vector << 12; run becomes NORMAL. */
+void fvm_vcpu_sipi_state(struct fvm_vcpu *v, uint8_t vector);
 
 /* ---- translate/ must be told (implemented by the engine, declared here so that system.c needs nothing of translate/) ---- */
 /** Linear-to-physical mapping of code may have changed (flush, invlpg): per-vCPU jump caches are stale. */

@@ -1,0 +1,193 @@
+/*
+ * operand.c - operands of system instructions on precise state.
+ *
+ * Segment limits and types are checked here (16/32-bit code), which is why only C-executed instructions see them.
+ */
+#include "vmm/cpu/operand.h"
+
+#include <string.h>
+
+#include "vmm/cpu/descriptor.h"
+
+static uint64_t width_mask(unsigned bytes) { return bytes >= 8 ? ~0ull : (1ull << (bytes * 8)) - 1; }
+
+uint64_t fvm_reg_get(const struct fvm_vcpu *v, unsigned reg, unsigned bytes)
+{
+    return v->regs[reg] & width_mask(bytes);
+}
+
+void fvm_reg_set(struct fvm_vcpu *v, unsigned reg, unsigned bytes, uint64_t value)
+{
+    uint64_t mask = width_mask(bytes);
+
+    if (bytes == 4)
+        v->regs[reg] = (uint32_t)value;
+    else
+        v->regs[reg] = (v->regs[reg] & ~mask) | (value & mask);
+}
+
+int fvm_segment_linear(struct fvm_vcpu *v, unsigned seg, uint64_t off, unsigned len, bool write, fvm_gva *ret_va,
+                       struct fvm_fault *fault)
+{
+    const struct fvm_seg *s = &v->seg[seg];
+    uint8_t vector = seg == FVM_SS ? FVM_EXC_SS : FVM_EXC_GP;
+    uint64_t last;
+
+    if (fvm_vcpu_code_bits(v) == 64) {
+        uint64_t va = seg == FVM_FS || seg == FVM_GS ? s->base + off : off;
+
+        if (!fvm_canonical(va) || !fvm_canonical(va + len - 1))
+            return fvm_raise(fault, vector, true, 0);
+        *ret_va = va;
+        return 0;
+    }
+    off &= 0xffffffff;
+    last = off + len - 1;
+    if (!fvm_vcpu_real(v)) {
+        bool code = fvm_is_code(s->attr);
+
+        if (!(s->attr & FVM_A_P) || (write && (code || !(s->attr & FVM_A_WRITABLE))) ||
+            (!write && code && !(s->attr & FVM_A_READABLE)))
+            return fvm_raise(fault, vector, true, 0);
+        if (!code && (s->attr & FVM_A_DOWN)) {
+            if (off <= s->limit || last > (s->attr & FVM_A_D ? 0xffffffff : 0xffff))
+                return fvm_raise(fault, vector, true, 0);
+            *ret_va = (uint32_t)(s->base + off);
+            return 0;
+        }
+    }
+    if (last > s->limit)
+        return fvm_raise(fault, vector, true, 0);
+    *ret_va = (uint32_t)(s->base + off);
+    return 0;
+}
+
+static uint64_t address_register(const struct fvm_vcpu *v, const struct fvm_insn *insn, ZydisRegister reg)
+{
+    int n;
+
+    if (reg == ZYDIS_REGISTER_NONE)
+        return 0;
+    if (reg == ZYDIS_REGISTER_RIP || reg == ZYDIS_REGISTER_EIP)
+        return v->rip + insn->len;
+    n = fvm_decode_gpr(reg, NULL);
+    return n < 0 ? 0 : v->regs[n];
+}
+
+uint64_t fvm_operand_offset(const struct fvm_vcpu *v, const struct fvm_insn *insn, const ZydisDecodedOperand *op)
+{
+    uint64_t off = address_register(v, insn, op->mem.base) + (uint64_t)op->mem.disp.value;
+
+    if (op->mem.index != ZYDIS_REGISTER_NONE)
+        off += address_register(v, insn, op->mem.index) * op->mem.scale;
+    return off & width_mask(insn->z.address_width / 8u);
+}
+
+int fvm_operand_linear(struct fvm_vcpu *v, const struct fvm_insn *insn, const ZydisDecodedOperand *op, unsigned len,
+                       bool write, fvm_gva *ret_va, struct fvm_fault *fault)
+{
+    int seg = fvm_decode_seg(op->mem.segment);
+
+    return fvm_segment_linear(v, seg < 0 ? FVM_DS : (unsigned)seg, fvm_operand_offset(v, insn, op), len, write, ret_va,
+                              fault);
+}
+
+int fvm_operand_read(struct fvm_vcpu *v, const struct fvm_insn *insn, const ZydisDecodedOperand *op, unsigned bytes,
+                     uint64_t *ret_value, struct fvm_fault *fault)
+{
+    uint64_t value = 0;
+    fvm_gva va;
+    bool high;
+    int n;
+
+    switch (op->type) {
+    case ZYDIS_OPERAND_TYPE_MEMORY:
+        if (fvm_operand_linear(v, insn, op, bytes, false, &va, fault) ||
+            fvm_vmem_read(v, va, &value, bytes, FVM_AS_CPL, fault))
+            return FVM_FAULT;
+        break;
+    case ZYDIS_OPERAND_TYPE_IMMEDIATE:
+        value = op->imm.value.u & width_mask(bytes);
+        break;
+    case ZYDIS_OPERAND_TYPE_REGISTER:
+        n = fvm_decode_gpr(op->reg.value, &high);
+        fvm_assert(n >= 0);
+        value = high ? (v->regs[n - 4] >> 8) & 0xff : fvm_reg_get(v, (unsigned)n, bytes);
+        break;
+    default:
+        return fvm_raise_ud(fault);
+    }
+    *ret_value = value;
+    return 0;
+}
+
+int fvm_operand_write(struct fvm_vcpu *v, const struct fvm_insn *insn, const ZydisDecodedOperand *op, unsigned bytes,
+                      uint64_t value, struct fvm_fault *fault)
+{
+    fvm_gva va;
+    int n;
+
+    if (op->type == ZYDIS_OPERAND_TYPE_MEMORY) {
+        if (fvm_operand_linear(v, insn, op, bytes, true, &va, fault))
+            return FVM_FAULT;
+        return fvm_vmem_write(v, va, &value, bytes, FVM_AS_CPL, fault);
+    }
+    n = fvm_decode_gpr(op->reg.value, NULL);
+    fvm_assert(op->type == ZYDIS_OPERAND_TYPE_REGISTER && n >= 0);
+    fvm_reg_set(v, (unsigned)n, bytes, value);
+    return 0;
+}
+
+static uint64_t stack_mask(const struct fvm_vcpu *v)
+{
+    if (fvm_vcpu_code_bits(v) == 64)
+        return ~0ull;
+    return v->seg[FVM_SS].attr & FVM_A_D ? 0xffffffff : 0xffff;
+}
+
+static int stack_linear(struct fvm_vcpu *v, int64_t delta, unsigned len, bool write, fvm_gva *ret_va,
+                        struct fvm_fault *fault)
+{
+    uint64_t off = (v->regs[FVM_RSP] + (uint64_t)delta) & stack_mask(v);
+
+    return fvm_segment_linear(v, FVM_SS, off, len, write, ret_va, fault);
+}
+
+int fvm_stack_peek(struct fvm_vcpu *v, unsigned skip_bytes, unsigned bytes, uint64_t *ret_words, unsigned n,
+                   struct fvm_fault *fault)
+{
+    uint8_t buf[16 * 8];
+    fvm_gva va;
+
+    fvm_assert(n * bytes <= sizeof(buf));
+    if (stack_linear(v, skip_bytes, n * bytes, false, &va, fault) ||
+        fvm_vmem_read(v, va, buf, n * bytes, FVM_AS_CPL, fault))
+        return FVM_FAULT;
+    for (unsigned i = 0; i < n; i++) {
+        ret_words[i] = 0;
+        memcpy(&ret_words[i], buf + i * bytes, bytes);
+    }
+    return 0;
+}
+
+void fvm_stack_move(struct fvm_vcpu *v, int64_t bytes)
+{
+    uint64_t mask = stack_mask(v), sp = v->regs[FVM_RSP];
+
+    v->regs[FVM_RSP] = (sp & ~mask) | ((sp + (uint64_t)bytes) & mask);
+}
+
+int fvm_stack_push(struct fvm_vcpu *v, unsigned bytes, const uint64_t *words, unsigned n, struct fvm_fault *fault)
+{
+    uint8_t buf[16 * 8];
+    fvm_gva va;
+
+    fvm_assert(n * bytes <= sizeof(buf));
+    for (unsigned i = 0; i < n; i++)
+        memcpy(buf + (n - 1 - i) * bytes, &words[i], bytes);
+    if (stack_linear(v, -(int64_t)(n * bytes), n * bytes, true, &va, fault) ||
+        fvm_vmem_write(v, va, buf, n * bytes, FVM_AS_CPL, fault))
+        return FVM_FAULT;
+    fvm_stack_move(v, -(int64_t)(n * bytes));
+    return 0;
+}
