@@ -1,4 +1,4 @@
-/* mem/bus: overlap, splitting, unclaimed addresses, claims changed from within callbacks, the flat map against a model. */
+/* mem/bus: overlap, splitting, unclaimed addresses, claims changed within callbacks, the flat map against a model. */
 #include "vmm/mem/bus.h"
 
 #include <CUnit/Basic.h>

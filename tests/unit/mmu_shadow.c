@@ -1,7 +1,8 @@
 /*
- * mmu/shadow: what a miss grants, what each flush drops, and a property test: random page tables, random accesses, table
- * changes with the flush they need, address space switches, epochs and page protection - after which every entry must be
- * justified (fvm_shadow_check), every result must agree with fvm_walk, and no lost execute right may go unreported.
+ * mmu/shadow: what a miss grants, what each flush drops, and a property test: random page tables, random accesses,
+ * table changes with the flush they need, address space switches, epochs and page protection - after which every entry
+ * must be justified (fvm_shadow_check), every result must agree with fvm_walk, and no lost execute right may go
+ * unreported.
  */
 #include "vmm/mmu/shadow.h"
 
@@ -126,8 +127,8 @@ static void check_ok(const struct fixture *f, const char *when)
     uint64_t bad = fvm_shadow_check(f->sh, &va);
 
     if (bad)
-        printf("\n%s: %llu bad entries, the first for %llx: %llx\n", when, (unsigned long long)bad, (unsigned long long)va,
-               (unsigned long long)fvm_shadow_peek(f->sh, va));
+        printf("\n%s: %llu bad entries, the first for %llx: %llx\n", when, (unsigned long long)bad,
+               (unsigned long long)va, (unsigned long long)fvm_shadow_peek(f->sh, va));
     CU_ASSERT_EQUAL(bad, 0);
 }
 
@@ -202,6 +203,8 @@ static void test_rights(void)
     f.pg.smep = false;
     f.pg.ac = true;
     fvm_shadow_load(f.sh, &f.pg, false, false);
+    CU_ASSERT_EQUAL(miss(&f, 0x402000, FVM_R), FVM_SHADOW_OK);
+    CU_ASSERT_EQUAL(f.entry & FVM_S_KX, 0); /* supervisor fetches from user pages: only when there was one */
     CU_ASSERT_EQUAL(miss(&f, 0x402000, FVM_X), FVM_SHADOW_OK);
     CU_ASSERT_EQUAL(f.entry & 0xff, FVM_S_UR | FVM_S_UX | FVM_S_KR | FVM_S_KX | FVM_S_KW);
     check_ok(&f, "rights");
@@ -369,7 +372,8 @@ static void test_spaces(void)
     CU_ASSERT_PTR_EQUAL(fvm_shadow_load(f.sh, &f.pg, true, false), gs[0]);
     CU_ASSERT_EQUAL((peek(&f, 0x400000) & ~0xfffull) + 0x400000, (uintptr_t)fvm_ram_hva(f.ram, 0x500000));
     CU_ASSERT_EQUAL(gs[0][-1], 42);
-    CU_ASSERT_PTR_EQUAL(fvm_shadow_load(f.sh, &f.pg, true, true), gs[0]); /* flush: the user half and the head, no more */
+    /* flush: the user half and the head, no more */
+    CU_ASSERT_PTR_EQUAL(fvm_shadow_load(f.sh, &f.pg, true, true), gs[0]);
     CU_ASSERT_EQUAL(peek(&f, 0x400000), 0);
     CU_ASSERT_EQUAL(gs[0][-1], 0);
     CU_ASSERT_NOT_EQUAL(peek(&f, KBASE), 0);
@@ -607,10 +611,11 @@ static void build(struct world *w)
         add_leaf(w, -1, KBASE + (1ull << 30), 2);
     }
     for (unsigned r = 1; r < ROOTS; r++) {
-        unsigned first = lm ? 2048 : entry_bytes(&w->f) == 8 ? 24 : 3072, len = lm ? 2048 : entry_bytes(&w->f) == 8 ? 8 : 1024;
+        bool pae = !lm && entry_bytes(&w->f) == 8;
+        unsigned first = lm ? 2048 : pae ? 24 : 3072, len = lm ? 2048 : pae ? 8 : 1024;
 
-        memcpy(fvm_ram_hva(w->f.ram, (w->cr3[r] & ~0xfffull) + first), fvm_ram_hva(w->f.ram, (w->cr3[0] & ~0xfffull) + first),
-               len);
+        memcpy(fvm_ram_hva(w->f.ram, (w->cr3[r] & ~0xfffull) + first),
+               fvm_ram_hva(w->f.ram, (w->cr3[0] & ~0xfffull) + first), len);
     }
     for (int r = 0; r < (int)ROOTS; r++) {
         add_range(w, r, 0x400000, 12);
@@ -668,7 +673,8 @@ static void op_access(struct world *w)
     if (bad) {
         w->faults++;
         CU_ASSERT_EQUAL(r, FVM_SHADOW_FAULT);
-        CU_ASSERT_TRUE(w->f.fault.vector == fault.vector && w->f.fault.code == fault.code && w->f.fault.cr2 == fault.cr2);
+        CU_ASSERT_TRUE(w->f.fault.vector == fault.vector && w->f.fault.code == fault.code &&
+                       w->f.fault.cr2 == fault.cr2);
         return;
     }
     CU_ASSERT_EQUAL(w->f.gpa, walk.gpa);
