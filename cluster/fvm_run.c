@@ -1,0 +1,211 @@
+/*
+ * fvm_run.c - `fvm run`. See fvm_run.h for the order of things.
+ *
+ * Invariant: every way out of fvm_run_main passes `close_all`, so that sockets are unlinked and the terminal is as it was.
+ */
+#include "cluster/fvm_run.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "cluster/fvm_sandbox.h"
+
+int fvm_complain(const struct fvm_err *err)
+{
+    fvm_terminal_restore();
+    fprintf(stderr, "fvm: %s\n", err->text[0] ? err->text : fvm_err_text(err->code));
+    return fvm_err_exit_status(err->code);
+}
+
+void fvm_run_end(struct fvm_run *run, int status)
+{
+    if (run->ended)
+        return;
+    run->ended = true;
+    run->status = status;
+    fvm_loop_stop(run->loop, status);
+}
+
+/* ---- what the guest does ---- */
+
+static void on_crash(struct fvm_run *run, const char *why)
+{
+    fvm_terminal_restore();
+    bool verbose = fvm_log_enabled(FVM_LOG_INFO);
+    if (verbose)
+        fvm_vm_dump(run->vm, stderr);
+    fprintf(stderr, "fvm: the guest crashed: %s%s\n", why, verbose ? "" : " (--log-level info shows the registers)");
+    fvm_run_end(run, fvm_err_exit_status(FVM_EGUEST));
+}
+
+static void on_event(void *ctx, enum fvm_vm_event event, unsigned code, const char *why)
+{
+    struct fvm_run *run = ctx;
+    static const char *const names[] = {[FVM_VM_EVENT_POWER_OFF] = "power-off", [FVM_VM_EVENT_RESET] = "reset",
+                                        [FVM_VM_EVENT_DEBUG_EXIT] = "debug-exit", [FVM_VM_EVENT_CRASHED] = "crashed"};
+    if (run->control) {
+        json_t *data = json_object();
+        if (event == FVM_VM_EVENT_DEBUG_EXIT)
+            json_object_set_new(data, "code", json_integer(code));
+        if (why)
+            json_object_set_new(data, "why", json_string(why));
+        fvm_control_event(run->control, names[event], data);
+    }
+    switch (event) {
+    case FVM_VM_EVENT_RESET: break;
+    case FVM_VM_EVENT_POWER_OFF: fvm_run_end(run, 0); break;
+    case FVM_VM_EVENT_DEBUG_EXIT: fvm_run_end(run, (int)(code & 0xff)); break;
+    case FVM_VM_EVENT_CRASHED: on_crash(run, why ? why : "unknown"); break;
+    }
+}
+
+/* ---- what the user does ---- */
+
+static size_t on_typed(void *ctx, uint8_t *bytes, size_t len)
+{
+    struct fvm_run *run = ctx;
+    size_t done = 0, kept = 0;
+    if (!run->terminal)
+        return len;
+    while (done < len) {
+        enum fvm_terminal_key key;
+        size_t used, n = fvm_terminal_filter(&run->escape, bytes + done, len - done, &used, &key);
+        memmove(bytes + kept, bytes + done, n);
+        kept += n;
+        done += used;
+        if (key == FVM_KEY_EXIT)
+            fvm_run_end(run, 0);
+        else if (key == FVM_KEY_HELP)
+            fputs(fvm_terminal_help(), stderr);
+        else if (key == FVM_KEY_DUMP)
+            fvm_vm_dump(run->vm, stderr);
+    }
+    return kept;
+}
+
+struct signal_ctx {
+    struct fvm_run *run;
+    int signo;
+};
+
+static void on_signal(void *ctx)
+{
+    struct signal_ctx *s = ctx;
+    fvm_log(INFO, "fvm.signal", "signal=%d", s->signo);
+    fvm_run_end(s->run, 128 + s->signo);
+}
+
+static int watch_signals(struct fvm_run *run, struct signal_ctx ctx[4])
+{
+    static const int list[4] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT};
+    signal(SIGPIPE, SIG_IGN);
+    for (int i = 0; i < 4; i++) {
+        struct sigaction old; /* nohup, or a shell's background job: what is ignored stays ignored */
+        if (sigaction(list[i], NULL, &old) == 0 && old.sa_handler == SIG_IGN)
+            continue;
+        ctx[i] = (struct signal_ctx){.run = run, .signo = list[i]};
+        int r = fvm_loop_signal_add(run->loop, list[i], on_signal, &ctx[i]);
+        if (r)
+            return r;
+    }
+    return 0;
+}
+
+/* ---- start ---- */
+
+static int open_trace(struct fvm_run *run, struct fvm_err *err)
+{
+    const char *path = run->options.trace_file;
+    if (!path)
+        return 0;
+    run->trace = fopen(path, "we");
+    if (!run->trace)
+        return fvm_err_set(err, fvm_err_from_errno(errno), errno, "run", "trace file %s: %s", path, strerror(errno));
+    setvbuf(run->trace, NULL, _IOLBF, 65536);
+    return 0;
+}
+
+static int make_vm(struct fvm_run *run, struct fvm_err *err)
+{
+    const struct fvm_run_options *o = &run->options;
+    const struct fvm_engine_config engine = {.single_block = o->single_block, .single_insn = o->single_insn,
+                                             .trace = o->trace, .trace_file = run->trace};
+    const struct fvm_vm_hooks hooks = {.event = on_event, .stdio_filter = on_typed, .ctx = run,
+                                       .inactive = o->incoming != NULL};
+    const Fvm__VmConfig *c = o->config;
+    if (!strcmp(c->serial, "stdio") || !strcmp(c->console, "stdio")) {
+        run->terminal = isatty(STDIN_FILENO);
+        fvm_terminal_raw();
+    }
+    int r = fvm_vm_create(c, run->loop, &engine, &hooks, &run->vm, err);
+    if (!r && c->control[0]) {
+        r = fvm_control_create(run->loop, c->control, &run->control, err);
+        if (!r && fvm_commands_register(run))
+            r = fvm_err_set(err, FVM_EINTERNAL, 0, "run", "cannot register the commands");
+    }
+    return r;
+}
+
+static int start_vm(struct fvm_run *run, struct fvm_err *err)
+{
+    int r = fvm_sandbox_enter(run->options.sandbox, err);
+    if (!r && !run->options.incoming)
+        r = fvm_vm_boot(run->vm, err);
+    if (!r && !run->options.incoming && !run->options.paused) {
+        r = fvm_vm_run(run->vm);
+        if (r)
+            fvm_err_set(err, r, 0, "run", "the VM cannot run: %s", fvm_err_text(r));
+    }
+    return r;
+}
+
+static void close_all(struct fvm_run *run)
+{
+    if (run->control)
+        fvm_control_flush(run->control, 200);
+    if (run->vm && fvm_vm_get_state(run->vm) == FVM_VM_RUNNING)
+        (void)fvm_vm_pause(run->vm);
+    if (run->vm && run->options.stats) {
+        fvm_terminal_restore();
+        fvm_vm_stats(run->vm, stderr);
+    }
+    fvm_control_destroy(&run->control);
+    fvm_vm_destroy(&run->vm);
+    if (run->loop)
+        fvm_loop_destroy(&run->loop);
+    fvm_terminal_restore();
+    if (run->trace)
+        fclose(run->trace);
+    fvm_args_free(&run->options);
+}
+
+int fvm_run_main(int argc, char **argv)
+{
+    struct fvm_run run = {0};
+    struct fvm_err err = {0};
+    struct signal_ctx signals[4];
+    int r = fvm_args_parse_run(argc, argv, &run.options, &err);
+    if (r)
+        return fvm_complain(&err);
+    fvm_log_set_level(run.options.log_level);
+    r = fvm_loop_create(&run.loop);
+    if (!r)
+        r = watch_signals(&run, signals);
+    if (r)
+        fvm_err_set(&err, r, 0, "run", "cannot make the event loop: %s", fvm_err_text(r));
+    if (!r && !(r = open_trace(&run, &err)) && !(r = make_vm(&run, &err)))
+        r = start_vm(&run, &err);
+    if (!r) {
+        r = fvm_loop_run(run.loop);
+        if (!run.ended && r < 0)
+            fvm_err_set(&err, r, 0, "run", "the event loop failed: %s", fvm_err_text(r));
+    }
+    if (run.ended)
+        r = 0;
+    int status = run.ended ? run.status : 0;
+    close_all(&run);
+    return r ? fvm_complain(&err) : status;
+}

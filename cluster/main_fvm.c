@@ -1,0 +1,46 @@
+/*
+ * main_fvm.c - the program `fvm`: finds the command. `fvm run` lives in fvm_run.c, the others in fvm_client.c.
+ */
+#include <argp.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "cluster/fvm_run.h"
+
+const char *argp_program_version = "fvm " FVM_VERSION;
+
+static void usage(FILE *out)
+{
+    fputs("Usage: fvm COMMAND [OPTION...]\n"
+          "Run a virtual machine on any x86-64 Linux host, without hardware support or rights.\n\n"
+          "  run      Boot a machine: fvm run --kernel FILE [--initrd FILE] [--append TEXT]\n",
+          out);
+    fvm_client_list(out);
+    fputs("\nfvm COMMAND --help tells the options of each. Full description: man fvm\n", out);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 2) {
+        fputs("fvm: which command? fvm --help lists them\n", stderr);
+        return fvm_err_exit_status(FVM_EINVAL);
+    }
+    if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) {
+        usage(stdout);
+        return 0;
+    }
+    if (!strcmp(argv[1], "--version")) {
+        puts(argp_program_version);
+        return 0;
+    }
+    if (!strcmp(argv[1], "run")) {
+        static char name[] = "fvm run";
+        argv[1] = name;
+        return fvm_run_main(argc - 1, argv + 1);
+    }
+    int status = fvm_client_main(argc, argv);
+    if (status >= 0)
+        return status;
+    fprintf(stderr, "fvm: command \"%.40s\" is unknown; fvm --help lists them\n", argv[1]);
+    return fvm_err_exit_status(FVM_EINVAL);
+}
