@@ -69,6 +69,10 @@ finish() {
 }
 
 need_guest() { # cloud|full: sets kernel and initrd, made if need be
+    if [ ! -x "$fvm" ]; then
+        fail "there is no $fvm: deploy/build makes it"
+        finish
+    fi
     kernel=$cache/kernels/$1/vmlinuz initrd=$cache/initrd-$1
     "$source/deploy/guest/initrd" --kernel "$1" > "$work/guest.log" 2>&1 && return
     fail "a guest from Debian's $1 kernel" "$work/guest.log"
