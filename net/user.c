@@ -307,6 +307,7 @@ static int add_forward(struct user *u, const struct fvm_net_forward *f, struct f
 struct cursor {
     uint8_t *bytes;
     size_t len, at;
+    bool overrun; /* read past the end: libslirp does not look at how much came */
 };
 
 static ssize_t state_write(const void *buf, size_t len, void *opaque)
@@ -331,8 +332,9 @@ static ssize_t state_read(void *buf, size_t len, void *opaque)
     struct cursor *c = opaque;
     size_t n = FVM_MIN(len, c->len - c->at);
     memcpy(buf, c->bytes + c->at, n);
-    memset((uint8_t *)buf + n, 0, len - n); /* libslirp does not look at how much came */
+    memset((uint8_t *)buf + n, 0, len - n);
     c->at += n;
+    c->overrun = c->overrun || n < len;
     return n == len ? (ssize_t)n : -1;
 }
 
@@ -360,8 +362,9 @@ static bool load_pending(struct user *u)
     if (u->pending_len < 4)
         return false;
     memcpy(&version, u->pending, 4);
-    struct cursor c = {u->pending, u->pending_len, 4};
-    return version > 0 && version <= slirp_state_version() && slirp_state_load(u->slirp, version, state_read, &c) == 0;
+    struct cursor c = {.bytes = u->pending, .len = u->pending_len, .at = 4};
+    return version > 0 && version <= slirp_state_version() && slirp_state_load(u->slirp, version, state_read, &c) == 0 &&
+           !c.overrun && c.at == c.len;
 }
 
 static void drop_pending(struct user *u)
