@@ -46,7 +46,7 @@ struct fvm_boot_state {
 
 struct fvm_boot_options {
     const char *kernel; /* path: bzImage, or a multiboot kernel */
-    const char *initrd; /* path or NULL/"" */
+    const char *initrd; /* path or NULL/"". Multiboot: modules as QEMU takes them, "file1 args,file2" */
     const char *append; /* command line or NULL */
     unsigned cpu_count;
     uint64_t pci_mmio64_base, pci_mmio64_bytes; /* root bridge window above RAM */
@@ -80,8 +80,19 @@ bool fvm_linux_is_kernel(const struct fvm_boot_image *image);
 int fvm_linux_load(struct fvm_ram *ram, const struct fvm_boot_image *kernel, const struct fvm_boot_image *initrd,
                    const char *append, struct fvm_boot_state *ret_state, struct fvm_err *err);
 bool fvm_multiboot_is_kernel(const struct fvm_boot_image *image);
-int fvm_multiboot_load(struct fvm_ram *ram, const struct fvm_boot_image *kernel, const struct fvm_boot_image *initrd,
-                       const char *append, struct fvm_boot_state *ret_state, struct fvm_err *err);
+enum { FVM_MULTIBOOT_MODULES_MAX = 16 };
+struct fvm_boot_module {
+    struct fvm_boot_image image;
+    const char *text; /* path and arguments, as the guest reads it; borrowed */
+};
+int fvm_multiboot_load(struct fvm_ram *ram, const struct fvm_boot_image *kernel, const struct fvm_boot_module *modules,
+                       unsigned module_count, const char *append, struct fvm_boot_state *ret_state, struct fvm_err *err);
+
+/* ---- boot.c: parts of the start state that loaders share ---- */
+/** Write a GDT with flat code at 0x10 (64 or 32 bits), data at 0x18 and a TSS at 0x20; fill segments, tr and gdt of *state. */
+int fvm_boot_flat_segments(struct fvm_ram *ram, bool code64, struct fvm_boot_state *state);
+/** The tables of the first 4 GiB, identity, 2 MiB pages; sets cr3. */
+int fvm_boot_identity_tables(struct fvm_ram *ram, struct fvm_boot_state *state);
 
 /* ---- e820.c ---- */
 enum { FVM_E820_RAM = 1, FVM_E820_RESERVED = 2, FVM_E820_ACPI = 3 };

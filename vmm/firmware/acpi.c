@@ -1,0 +1,296 @@
+/*
+ * acpi.c - the ACPI tables: RSDP, RSDT, XSDT, FADT, FACS, MADT, DSDT. They describe to the guest what vmm/board_pc.c builds; addresses
+ * and interrupts here and there must agree (firmware may not include devices, so they are written down twice, and
+ * tests/unit/firmware_acpi.c compares them).
+ *
+ * Invariant: tables lie in [FVM_BOOT_ACPI_GPA, FVM_BOOT_ACPI_END), which e820 reserves; every checksum is right.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "vmm/firmware/aml.h"
+#include "vmm/firmware/boot.h"
+
+enum { HEADER_BYTES = 36, FADT_BYTES = 268, FACS_BYTES = 64, DSDT_ROOM = 0x8000 };
+enum { PM_BASE = 0x600, SCI_IRQ = 9, RESET_PORT = 0xcf9, RESET_VALUE = 0x06, CMOS_CENTURY = 0x32, SLEEP_S5 = 5 };
+#define LAPIC_BASE 0xfee00000u
+#define IOAPIC_BASE 0xfec00000u
+#define MMIO32_FIRST 0xc0000000u
+#define MMIO32_LAST 0xfebfffffu
+enum { PCI_SLOTS = 32, PCI_PINS = 4 };
+
+struct tables {
+    struct fvm_ram *ram;
+    uint64_t next; /* where the next table goes */
+    int r;
+};
+
+static void put(uint8_t *p, unsigned at, uint64_t value, unsigned bytes)
+{
+    memcpy(p + at, &value, bytes);
+}
+
+static uint8_t checksum(const uint8_t *p, size_t len)
+{
+    uint8_t sum = 0;
+
+    for (size_t i = 0; i < len; i++)
+        sum = (uint8_t)(sum + p[i]);
+    return (uint8_t)-sum;
+}
+
+static void header(uint8_t *p, const char *signature, uint32_t len, uint8_t revision)
+{
+    memcpy(p, signature, 4);
+    put(p, 4, len, 4);
+    p[8] = revision;
+    p[9] = 0;
+    memcpy(p + 10, "FVM   ", 6);
+    memcpy(p + 16, "FVMPC   ", 8);
+    put(p, 24, 1, 4);
+    memcpy(p + 28, "FVM ", 4);
+    put(p, 32, 1, 4);
+    p[9] = checksum(p, len);
+}
+
+static uint32_t place(struct tables *t, const void *bytes, size_t len)
+{
+    uint64_t gpa = t->next;
+
+    if (!t->r && gpa + len > FVM_BOOT_RSDP_GPA)
+        t->r = FVM_ENOSPC;
+    if (!t->r)
+        t->r = fvm_ram_write(t->ram, gpa, bytes, len);
+    t->next = FVM_ALIGN_UP(gpa + len, 64ull);
+    return (uint32_t)gpa;
+}
+
+/* ---- DSDT ---- */
+
+/* As fvm_pci_irq in vmm/devices/pci_host.c: pin 1..4. */
+static unsigned pci_irq(unsigned slot, unsigned pin)
+{
+    return (slot + pin) & 1 ? 11 : 10;
+}
+
+static void dsdt_routing(struct fvm_aml *a)
+{
+    size_t all;
+
+    fvm_aml_name(a, "_PRT");
+    all = fvm_aml_package(a, (PCI_SLOTS - 1) * PCI_PINS);
+    for (unsigned slot = 1; slot < PCI_SLOTS; slot++) {
+        for (unsigned pin = 0; pin < PCI_PINS; pin++) {
+            size_t entry = fvm_aml_package(a, 4);
+
+            fvm_aml_integer(a, slot << 16 | 0xffff);
+            fvm_aml_integer(a, pin);
+            fvm_aml_integer(a, 0); /* no link device: a GSI */
+            fvm_aml_integer(a, pci_irq(slot, pin + 1));
+            fvm_aml_end(a, entry);
+        }
+    }
+    fvm_aml_end(a, all);
+}
+
+static void dsdt_pci(struct fvm_aml *a, const struct fvm_acpi_config *config)
+{
+    size_t device = fvm_aml_device(a, "PCI0"), crs;
+
+    fvm_aml_name(a, "_HID");
+    fvm_aml_eisaid(a, "PNP0A03");
+    fvm_aml_name(a, "_UID");
+    fvm_aml_integer(a, 0);
+    fvm_aml_name(a, "_BBN");
+    fvm_aml_integer(a, 0);
+    crs = fvm_aml_resources(a);
+    fvm_aml_bus_range(a, 0, 0);
+    fvm_aml_io(a, 0xcf8, 8);
+    fvm_aml_io_range(a, 0x0000, 0x0cf7);
+    fvm_aml_io_range(a, 0x0d00, 0xffff);
+    fvm_aml_memory32_range(a, MMIO32_FIRST, MMIO32_LAST);
+    if (config->pci_mmio64_bytes)
+        fvm_aml_memory64_range(a, config->pci_mmio64_base, config->pci_mmio64_base + config->pci_mmio64_bytes - 1);
+    fvm_aml_resources_end(a, crs);
+    dsdt_routing(a);
+    fvm_aml_end(a, device);
+}
+
+static void dsdt_isa_device(struct fvm_aml *a, const char *name, const char *id, unsigned uid, uint16_t port, uint8_t len, int irq)
+{
+    size_t device = fvm_aml_device(a, name), crs;
+
+    fvm_aml_name(a, "_HID");
+    fvm_aml_eisaid(a, id);
+    fvm_aml_name(a, "_UID");
+    fvm_aml_integer(a, uid);
+    crs = fvm_aml_resources(a);
+    fvm_aml_io(a, port, len);
+    if (irq >= 0)
+        fvm_aml_irq(a, (unsigned)irq);
+    fvm_aml_resources_end(a, crs);
+    fvm_aml_end(a, device);
+}
+
+static void dsdt_processors(struct fvm_aml *a, unsigned count)
+{
+    static const char digits[] = "0123456789ABCDEF";
+
+    for (unsigned i = 0; i < count; i++) {
+        const char name[5] = {'C', '0', digits[(i >> 4) & 15], digits[i & 15], 0};
+        size_t device = fvm_aml_device(a, name);
+
+        fvm_aml_name(a, "_HID");
+        fvm_aml_string(a, "ACPI0007");
+        fvm_aml_name(a, "_UID");
+        fvm_aml_integer(a, i);
+        fvm_aml_end(a, device);
+    }
+}
+
+static uint32_t place_dsdt(struct tables *t, const struct fvm_acpi_config *config)
+{
+    struct fvm_aml a = {.bytes = calloc(1, DSDT_ROOM), .len = HEADER_BYTES, .room = DSDT_ROOM};
+    size_t scope, s5;
+    uint32_t gpa;
+
+    if (!a.bytes) {
+        t->r = FVM_ENOMEM;
+        return 0;
+    }
+    fvm_aml_name(&a, "_S5_");
+    s5 = fvm_aml_package(&a, 4);
+    fvm_aml_integer(&a, SLEEP_S5);
+    fvm_aml_integer(&a, SLEEP_S5);
+    fvm_aml_integer(&a, 0);
+    fvm_aml_integer(&a, 0);
+    fvm_aml_end(&a, s5);
+    scope = fvm_aml_scope(&a, "_SB_");
+    dsdt_pci(&a, config);
+    dsdt_isa_device(&a, "COM1", "PNP0501", 1, 0x3f8, 8, 4);
+    dsdt_isa_device(&a, "RTC_", "PNP0B00", 0, 0x70, 2, 8);
+    dsdt_isa_device(&a, "MBRD", "PNP0C02", 0, PM_BASE, 0x40, -1);
+    dsdt_processors(&a, config->cpu_count);
+    fvm_aml_end(&a, scope);
+    header(a.bytes, "DSDT", (uint32_t)a.len, 2);
+    gpa = place(t, a.bytes, a.len);
+    free(a.bytes);
+    return gpa;
+}
+
+/* ---- fixed tables ---- */
+
+static void address(uint8_t *p, unsigned at, uint16_t port, uint8_t bits, uint8_t access)
+{
+    p[at] = 1; /* system I/O */
+    p[at + 1] = bits;
+    p[at + 3] = access;
+    put(p, at + 4, port, 8);
+}
+
+static uint32_t place_fadt(struct tables *t, uint32_t facs, uint32_t dsdt)
+{
+    uint8_t p[FADT_BYTES] = {0};
+
+    put(p, 36, facs, 4);
+    put(p, 40, dsdt, 4);
+    put(p, 46, SCI_IRQ, 2);
+    put(p, 56, PM_BASE, 4);        /* PM1a event */
+    put(p, 64, PM_BASE + 4, 4);    /* PM1a control */
+    put(p, 76, PM_BASE + 8, 4);    /* PM timer */
+    put(p, 80, PM_BASE + 0x20, 4); /* GPE0 */
+    p[88] = 4;
+    p[89] = 2;
+    p[91] = 4;
+    p[92] = 4;
+    put(p, 96, 0xfff, 2);  /* no C2 */
+    put(p, 98, 0xfff, 2);  /* no C3 */
+    p[108] = CMOS_CENTURY;
+    put(p, 109, 0x0005, 2); /* legacy devices; no VGA */
+    put(p, 112, 1 << 0 | 1 << 2 | 1 << 5 | 1 << 6 | 1 << 10, 4); /* WBINVD, C1, no sleep button, RTC not fixed, reset register */
+    address(p, 116, RESET_PORT, 8, 1);
+    p[128] = RESET_VALUE;
+    p[131] = 1; /* ACPI 5.1 */
+    put(p, 140, dsdt, 8);
+    address(p, 148, PM_BASE, 32, 2);
+    address(p, 172, PM_BASE + 4, 16, 2);
+    address(p, 208, PM_BASE + 8, 32, 3);
+    address(p, 220, PM_BASE + 0x20, 32, 1);
+    header(p, "FACP", sizeof(p), 5);
+    return place(t, p, sizeof(p));
+}
+
+static uint32_t place_facs(struct tables *t)
+{
+    uint8_t p[FACS_BYTES] = {'F', 'A', 'C', 'S', FACS_BYTES};
+
+    p[32] = 2;
+    return place(t, p, sizeof(p));
+}
+
+static uint32_t place_madt(struct tables *t, unsigned cpu_count)
+{
+    enum { LAPIC_LEN = 8, IOAPIC_LEN = 12, OVERRIDE_LEN = 10, NMI_LEN = 6, CPUS_MAX = 255 };
+    uint8_t p[HEADER_BYTES + 8 + CPUS_MAX * LAPIC_LEN + IOAPIC_LEN + 2 * OVERRIDE_LEN + NMI_LEN] = {0};
+    unsigned at = HEADER_BYTES + 8;
+
+    fvm_assert(cpu_count <= CPUS_MAX);
+    put(p, HEADER_BYTES, LAPIC_BASE, 4);
+    put(p, HEADER_BYTES + 4, 1, 4); /* a PC with i8259s */
+    for (unsigned i = 0; i < cpu_count; i++, at += LAPIC_LEN) {
+        p[at + 1] = LAPIC_LEN;
+        p[at + 2] = p[at + 3] = (uint8_t)i;
+        p[at + 4] = 1;
+    }
+    p[at] = 1;
+    p[at + 1] = IOAPIC_LEN;
+    put(p, at + 4, IOAPIC_BASE, 4);
+    at += IOAPIC_LEN;
+    p[at] = 2; /* ISA IRQ 0 -> pin 2 */
+    p[at + 1] = OVERRIDE_LEN;
+    put(p, at + 4, 2, 4);
+    at += OVERRIDE_LEN;
+    p[at] = 2; /* the SCI: level, active high */
+    p[at + 1] = OVERRIDE_LEN;
+    p[at + 3] = SCI_IRQ;
+    put(p, at + 4, SCI_IRQ, 4);
+    put(p, at + 8, 0xd, 2);
+    at += OVERRIDE_LEN;
+    p[at] = 4; /* NMI on LINT1 of all */
+    p[at + 1] = NMI_LEN;
+    p[at + 2] = 0xff;
+    p[at + 5] = 1;
+    at += NMI_LEN;
+    header(p, "APIC", at, 4);
+    return place(t, p, at);
+}
+
+static uint32_t place_root(struct tables *t, const char *signature, const uint32_t *table, unsigned count, unsigned width)
+{
+    uint8_t p[HEADER_BYTES + 8 * 8] = {0};
+
+    fvm_assert(count <= 8);
+    for (unsigned i = 0; i < count; i++)
+        put(p, HEADER_BYTES + i * width, table[i], width);
+    header(p, signature, HEADER_BYTES + count * width, 1);
+    return place(t, p, HEADER_BYTES + count * width);
+}
+
+int fvm_acpi_install(struct fvm_ram *ram, const struct fvm_acpi_config *config, struct fvm_err *err)
+{
+    struct tables t = {.ram = ram, .next = FVM_BOOT_ACPI_GPA};
+    uint8_t rsdp[36] = {'R', 'S', 'D', ' ', 'P', 'T', 'R', ' '};
+    uint32_t facs = place_facs(&t), dsdt = place_dsdt(&t, config);
+    uint32_t table[2] = {place_fadt(&t, facs, dsdt), place_madt(&t, config->cpu_count)};
+
+    memcpy(rsdp + 9, "FVM   ", 6);
+    rsdp[15] = 2;
+    put(rsdp, 16, place_root(&t, "RSDT", table, 2, 4), 4);
+    put(rsdp, 20, sizeof(rsdp), 4);
+    put(rsdp, 24, place_root(&t, "XSDT", table, 2, 8), 8);
+    rsdp[8] = checksum(rsdp, 20);
+    rsdp[32] = checksum(rsdp, sizeof(rsdp));
+    if (!t.r)
+        t.r = fvm_ram_write(ram, FVM_BOOT_RSDP_GPA, rsdp, sizeof(rsdp));
+    return t.r ? fvm_err_set(err, t.r, 0, "firmware", "cannot write the ACPI tables: %s", fvm_err_text(t.r)) : 0;
+}
