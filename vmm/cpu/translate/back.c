@@ -1,0 +1,119 @@
+/*
+ * back.c - re-emission of a guest instruction: the same opcode, its memory operand replaced.
+ *
+ * The encoding is rebuilt from the original bytes: legacy prefixes (without segment and address-size), REX or VEX with new X and
+ * B bits, opcode bytes, ModRM with the old reg field, the new address form, immediates. No table of opcodes is needed.
+ * Instructions of 32-bit code come out valid for 64-bit mode; the few that do not exist there are classed apart (front.c).
+ */
+#include "vmm/cpu/translate/tr.h"
+
+struct parts { /* where things are in the original */
+    uint8_t prefixes[8];
+    unsigned prefix_count;
+    bool has_rex;
+    uint8_t rex;
+    unsigned op_at;     /* first opcode byte (legacy), first VEX byte otherwise */
+    unsigned modrm_at;
+    unsigned imm_at;    /* first byte after the memory operand */
+};
+
+static bool is_segment_or_a32(uint8_t b)
+{
+    return b == 0x26 || b == 0x2e || b == 0x36 || b == 0x3e || b == 0x64 || b == 0x65 || b == 0x67;
+}
+
+static void take_apart(const struct fvm_insn *in, struct parts *p)
+{
+    const ZydisDecodedInstructionRaw *r = &in->z.raw;
+    memset(p, 0, sizeof *p);
+    unsigned at = 0;
+    for (unsigned k = 0; k < r->prefix_count; k++, at++) {
+        uint8_t b = in->bytes[at];
+        if (in->z.machine_mode == ZYDIS_MACHINE_MODE_LONG_64 && (b & 0xf0) == 0x40) {
+            p->has_rex = true;
+            p->rex = b;
+        } else {
+            p->has_rex = false; /* a REX that is not last does not count */
+            if (!is_segment_or_a32(b) && p->prefix_count < sizeof p->prefixes)
+                p->prefixes[p->prefix_count++] = b;
+        }
+    }
+    p->op_at = at;
+    p->modrm_at = r->modrm.offset;
+    p->imm_at = r->modrm.offset + 1u;
+    bool has_sib = r->modrm.mod != 3 && r->modrm.rm == 4 && in->z.address_width != 16;
+    if (has_sib)
+        p->imm_at++;
+    p->imm_at += r->disp.size / 8u;
+}
+
+/* fs: an FS override (exec_one), with base and index FVM_NOREG */
+static void emit_op(struct fvm_emit *em, const struct fvm_insn *in, const struct fvm_hostref *h, bool fs)
+{
+    struct parts p;
+    take_apart(in, &p);
+    unsigned reg = (in->bytes[p.modrm_at] >> 3) & 7;
+    unsigned xb_x = (e_n(h->index) >> 3) & 1, xb_b = (e_n(h->base) >> 3) & 1;
+    if (fs)
+        e8(em, 0x64);
+    if (in->z.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX) {
+        uint8_t b0 = in->bytes[p.op_at], r_inv, map, w, rest;
+        for (unsigned k = 0; k < p.prefix_count; k++)
+            e8(em, p.prefixes[k]);
+        if (b0 == 0xc5) {
+            uint8_t b1 = in->bytes[p.op_at + 1];
+            r_inv = b1 & 0x80;
+            map = 1;
+            w = 0;
+            rest = b1 & 0x7f;
+        } else {
+            r_inv = in->bytes[p.op_at + 1] & 0x80;
+            map = in->bytes[p.op_at + 1] & 0x1f;
+            w = in->bytes[p.op_at + 2] & 0x80;
+            rest = in->bytes[p.op_at + 2] & 0x7f;
+        }
+        e8(em, 0xc4);
+        e8(em, r_inv | (xb_x ? 0 : 0x40) | (xb_b ? 0 : 0x20) | map);
+        e8(em, w | rest);
+        e8(em, in->bytes[p.modrm_at - 1]);
+    } else {
+        for (unsigned k = 0; k < p.prefix_count; k++)
+            e8(em, p.prefixes[k]);
+        unsigned rex = (p.has_rex ? p.rex & 0x4c : 0) | xb_x << 1 | xb_b;
+        if (rex || p.has_rex)
+            e8(em, 0x40 | rex);
+        e_bytes(em, in->bytes + p.op_at, p.modrm_at - p.op_at);
+    }
+    e_mem(em, reg, h->base, h->index, 0, h->disp);
+    e_bytes(em, in->bytes + p.imm_at, in->len - p.imm_at);
+}
+
+void fvm_tr_op_mem(struct fvm_tr *tr, const struct fvm_insn *in, const struct fvm_hostref *h)
+{
+    emit_op(&tr->em, in, h, false);
+}
+
+void fvm_emit_op_fs(struct fvm_emit *em, const struct fvm_insn *in, uint32_t fs_off)
+{
+    struct fvm_hostref h = {FVM_NOREG, FVM_NOREG, (int32_t)fs_off};
+    emit_op(em, in, &h, true);
+}
+
+void fvm_emit_copy(struct fvm_emit *em, const struct fvm_insn *in, unsigned bits)
+{
+    if (bits == 64) {
+        e_bytes(em, in->bytes, in->len);
+        return;
+    }
+    /* 16/32-bit code: drop address-size prefixes, which would be harmless but for their meaning in 64-bit mode */
+    unsigned at = 0;
+    for (unsigned k = 0; k < in->z.raw.prefix_count; k++, at++)
+        if (!is_segment_or_a32(in->bytes[at]))
+            e8(em, in->bytes[at]);
+    e_bytes(em, in->bytes + at, in->len - at);
+}
+
+void fvm_tr_copy(struct fvm_tr *tr, const struct fvm_insn *in)
+{
+    fvm_emit_copy(&tr->em, in, tr->bits);
+}

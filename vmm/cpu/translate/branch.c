@@ -1,0 +1,257 @@
+/*
+ * branch.c - the ends of blocks: direct exits with chaining, conditional ones, indirect ones through the jump cache.
+ *
+ * Direct exit:   [victims back] jmp rel32 --unlinked--> stub: flags back, ARG = exit, C
+ *                                         --linked----> target block (its entry for saved flags if they are saved)
+ *                                         --other page-> check sequence: the target page's shadow entry must be what it was
+ *                                                        when the link was made (one compare, no flags) -> target block
+ * Every cycle of translated code passes a direct exit (which a kick unlinks) or an indirect one (which polls `request`).
+ */
+#include "vmm/cpu/translate/tr.h"
+
+void fvm_tr_jmp_tramp(struct fvm_tr *tr, unsigned tramp)
+{
+    struct fvm_emit *em = &tr->em;
+    e8(em, 0xe9);
+    e32(em, tr->e->tramp[tramp] - (tr->b->code_off + em->at + 4));
+}
+
+uint32_t fvm_tr_site(struct fvm_tr *tr, unsigned want, unsigned size)
+{
+    struct fvm_engine *e = tr->e;
+    fvm_assert(e->site_count < e->site_max);
+    uint32_t n = e->site_count++;
+    e->sites[n] = (struct fvm_site){.block = tr->block, .mark = (uint8_t)tr->cur, .ureg = tr->u, .want = (uint8_t)want,
+                                    .size = (uint16_t)size};
+    return n;
+}
+
+void fvm_tr_restore_victims(struct fvm_tr *tr)
+{
+    static const uint32_t slots[3] = {FVM_SLOT_V0, FVM_SLOT_V1, FVM_SLOT_V2};
+    for (unsigned k = 0; k < tr->b->victim_count; k++)
+        e_fs_load(&tr->em, tr->b->victim[k], slots[k]);
+}
+
+static uint32_t exit_new(struct fvm_tr *tr, uint64_t target)
+{
+    struct fvm_engine *e = tr->e;
+    fvm_assert(e->exit_count < e->exit_max);
+    uint32_t n = e->exit_count++;
+    e->exits[n] = (struct fvm_exit){.block = tr->block, .target = target, .to = FVM_NONE, .next_incoming = FVM_NONE,
+                                    .flags_saved = tr->saved};
+    tr->b->exit_count++;
+    return n;
+}
+
+static void exit_cold(struct fvm_tr *tr, uint32_t exit, uint32_t jump_at)
+{
+    tr->e->exits[exit].jump_off = jump_at;
+    tr->cold[tr->cold_n++] = (struct fvm_cold){.kind = FVM_COLD_EXIT, .exit = exit, .mark = (uint8_t)tr->cur};
+}
+
+static bool is_loop(const struct fvm_tr *tr, uint64_t target)
+{
+    return target == tr->rip && !tr->b->cross_page && !(tr->mode & FVM_MODE_SINGLE) && !(tr->saved && tr->b->live_flags);
+}
+
+void fvm_tr_exit_direct(struct fvm_tr *tr, uint64_t target)
+{
+    uint32_t n = exit_new(tr, target);
+    if (is_loop(tr, target))
+        tr->e->exits[n].inner = 1;
+    else
+        fvm_tr_restore_victims(tr);
+    exit_cold(tr, n, e_jmp(&tr->em));
+    tr->ended = true;
+}
+
+void fvm_tr_exit_cond(struct fvm_tr *tr, unsigned cc, uint64_t target, uint64_t next)
+{
+    fvm_tr_flags_restore(tr, tr->u);
+    uint32_t n = exit_new(tr, target);
+    if (is_loop(tr, target)) {
+        tr->e->exits[n].inner = 1;
+        exit_cold(tr, n, e_jcc(&tr->em, cc));
+        fvm_tr_restore_victims(tr);
+    } else {
+        fvm_tr_restore_victims(tr);
+        exit_cold(tr, n, e_jcc(&tr->em, cc));
+    }
+    uint32_t m = exit_new(tr, next);
+    exit_cold(tr, m, e_jmp(&tr->em));
+    tr->ended = true;
+}
+
+void fvm_tr_cold_exit(struct fvm_tr *tr, struct fvm_cold *c)
+{
+    struct fvm_emit *em = &tr->em;
+    struct fvm_exit *x = &tr->e->exits[c->exit];
+    x->stub_off = em->at;
+    e_patch_here(em, x->jump_off);
+    if (x->inner)
+        fvm_tr_restore_victims(tr);
+    if (x->flags_saved)
+        fvm_tr_emit_flags_restore(em, FVM_NOREG);
+    e_fs_store_imm(em, FVM_SLOT_ARG, c->exit);
+    fvm_tr_jmp_tramp(tr, FVM_TRAMP_DIRECT);
+
+    if ((x->target & ~FVM_PAGE_MASK) == (tr->rip & ~FVM_PAGE_MASK) || (tr->mode & FVM_MODE_SINGLE))
+        return;
+    /* rcx = entry of the target's page - what it must be: jrcxz needs no flags */
+    x->check_off = em->at;
+    e_fs_store(em, FVM_SLOT_TMP, FVM_RCX);
+    e_fs_store(em, FVM_SLOT_TMP2, FVM_RDX);
+    e_mov_imm(em, FVM_RCX, ((x->target << 16) >> 28) * 8);
+    e8(em, 0x65);
+    e_op_mem(em, true, 0x8b, FVM_RCX, FVM_RCX, FVM_NOREG, 0, 0);
+    e_rex(em, true, 0, 0, FVM_RDX);
+    e8(em, 0xb8 | FVM_RDX);
+    x->check_imm_off = em->at;
+    e64(em, 0);
+    e_lea(em, FVM_RCX, FVM_RCX, FVM_RDX, 0, 0);
+    e_fs_load(em, FVM_RDX, FVM_SLOT_TMP2);
+    e8(em, 0xe3); /* jrcxz +n */
+    uint32_t short_at = em->at;
+    e8(em, 0);
+    e_fs_load(em, FVM_RCX, FVM_SLOT_TMP);
+    e_jmp_to(em, x->stub_off);
+    em->buf[short_at] = (uint8_t)(em->at - short_at - 1);
+    e_fs_load(em, FVM_RCX, FVM_SLOT_TMP);
+    x->check_jump_off = e_jmp(em);
+    e_patch(em, x->check_jump_off, x->stub_off);
+}
+
+void fvm_tr_exit_indirect(struct fvm_tr *tr)
+{
+    struct fvm_emit *em = &tr->em;
+    fvm_tr_flags_clobber(tr, FVM_ARITH_FLAGS);
+    struct fvm_cold *c = &tr->cold[tr->cold_n++];
+    *c = (struct fvm_cold){.kind = FVM_COLD_INDIRECT, .mark = (uint8_t)tr->cur};
+    int32_t jc = tr->user ? -FVM_JC_USER_BYTES : FVM_OFF_JC;
+    unsigned seg = tr->user ? 0x65 : 0x64;
+    e_fs_store(em, FVM_SLOT_TGT, tr->t);
+    e_fs_cmp32_0(em, FVM_OFF_REQUEST);
+    tr->b->ind_off = em->at;
+    c->from1 = e_jcc(em, CC_NE);
+    e_mov32(em, tr->u, tr->t);
+    e_alu_imm(em, false, 4, tr->u, (tr->user ? FVM_JC_USER_ENTRIES : FVM_JC_ENTRIES) - 1);
+    e_shl(em, tr->u, 4);
+    e8(em, seg);
+    e_op_mem(em, true, 0x3b, tr->t, tr->u, FVM_NOREG, 0, jc); /* cmp t, [jc + u] */
+    c->from2 = e_jcc(em, CC_NE);
+    e8(em, seg);
+    e_load(em, tr->u, tr->u, FVM_NOREG, jc + 8);
+    e_fs_store(em, FVM_SLOT_RET, tr->u);
+    fvm_tr_restore_victims(tr);
+    e8(em, 0x64), e8(em, 0xff); /* jmp fs:[RET] */
+    e_mem(em, 4, FVM_NOREG, FVM_NOREG, 0, FVM_SLOT_RET);
+    tr->b->ind_end = em->at;
+    tr->ended = true;
+}
+
+void fvm_tr_cold_indirect(struct fvm_tr *tr, struct fvm_cold *c)
+{
+    tr->b->ind_slow_off = tr->em.at;
+    e_patch_here(&tr->em, c->from1);
+    e_patch_here(&tr->em, c->from2);
+    fvm_tr_restore_victims(tr);
+    fvm_tr_jmp_tramp(tr, FVM_TRAMP_INDIRECT);
+}
+
+void fvm_tr_exit_stub(struct fvm_tr *tr, unsigned tramp)
+{
+    fvm_tr_flags_restore(tr, tr->u != FVM_NOREG ? tr->u : FVM_NOREG);
+    fvm_tr_restore_victims(tr);
+    uint32_t site = fvm_tr_site(tr, 0, 0);
+    tr->e->sites[site].flags_saved = 0;
+    e_fs_store_imm(&tr->em, FVM_SLOT_ARG, site);
+    fvm_tr_jmp_tramp(tr, tramp);
+    tr->ended = true;
+}
+
+/* target of call/jmp [mem] or reg into t */
+static void indirect_target(struct fvm_tr *tr, struct fvm_tr_insn *i)
+{
+    unsigned bytes = tr->bits / 8;
+    bool high;
+    if (i->in.ops[0].type == ZYDIS_OPERAND_TYPE_REGISTER) {
+        unsigned r = (unsigned)fvm_decode_gpr(i->in.ops[0].reg.value, &high);
+        if (bytes == 8)
+            e_mov(&tr->em, tr->t, r);
+        else
+            e_mov32(&tr->em, tr->t, r);
+        return;
+    }
+    struct fvm_memref m;
+    struct fvm_hostref h;
+    fvm_tr_memref(tr, i, 0, &m);
+    fvm_tr_memop(tr, &m, bytes, FVM_R, &h);
+    e_op_mem(&tr->em, bytes == 8, 0x8b, tr->t, h.base, h.index, 0, h.disp);
+}
+
+static void emit_loop(struct fvm_tr *tr, struct fvm_tr_insn *i, uint64_t target)
+{
+    /* the native instruction, jumping over a near jump: loop/loope/loopne/jrcxz are short only */
+    struct fvm_emit *em = &tr->em;
+    fvm_tr_flags_restore(tr, tr->u);
+    fvm_tr_restore_victims(tr);
+    if (i->in.z.address_width == 32)
+        e8(em, 0x67);
+    e8(em, i->in.z.opcode);
+    e8(em, 5);
+    uint32_t m = exit_new(tr, fvm_tr_next_rip(tr, i));
+    exit_cold(tr, m, e_jmp(em));
+    uint32_t n = exit_new(tr, target);
+    exit_cold(tr, n, e_jmp(em));
+    tr->ended = true;
+}
+
+void fvm_tr_emit_branch(struct fvm_tr *tr, struct fvm_tr_insn *i)
+{
+    struct fvm_insn *in = &i->in;
+    uint64_t next = fvm_tr_next_rip(tr, i);
+    uint64_t target = next + (uint64_t)in->z.raw.imm[0].value.s;
+    unsigned bytes = tr->bits / 8;
+    if (tr->bits != 64)
+        target = in->z.operand_width == 16 && tr->bits == 32 ? (uint16_t)target : (uint32_t)target;
+    switch (i->class) {
+    case FVM_C_JMP:
+        fvm_tr_exit_direct(tr, target);
+        break;
+    case FVM_C_JCC:
+        fvm_tr_exit_cond(tr, in->z.opcode & 15, target, next);
+        break;
+    case FVM_C_LOOP:
+        emit_loop(tr, i, target);
+        break;
+    case FVM_C_CALL:
+        fvm_tr_push_imm(tr, next, bytes);
+        fvm_tr_exit_direct(tr, target);
+        break;
+    case FVM_C_JMP_IND:
+        indirect_target(tr, i);
+        fvm_tr_exit_indirect(tr);
+        break;
+    case FVM_C_CALL_IND:
+        indirect_target(tr, i);
+        e_fs_store(&tr->em, FVM_SLOT_TGT, tr->t);
+        fvm_tr_push_imm(tr, next, bytes);
+        e_fs_load(&tr->em, tr->t, FVM_SLOT_TGT);
+        fvm_tr_exit_indirect(tr);
+        break;
+    case FVM_C_RET: {
+        struct fvm_memref m;
+        struct fvm_hostref h;
+        fvm_tr_stack_ref(tr, 0, &m);
+        fvm_tr_memop(tr, &m, bytes, FVM_R, &h);
+        e_op_mem(&tr->em, bytes == 8, 0x8b, tr->t, h.base, h.index, 0, h.disp);
+        unsigned pop = in->z.operand_count_visible ? (unsigned)in->ops[0].imm.value.u : 0;
+        fvm_tr_rsp_add(tr, (int32_t)(bytes + pop));
+        fvm_tr_exit_indirect(tr);
+        break;
+    }
+    default:
+        fvm_assert(!"branch class");
+    }
+}

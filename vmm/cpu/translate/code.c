@@ -1,0 +1,261 @@
+/*
+ * code.c - the code cache: memory (one file mapped writable and executable), finding blocks, linking and unlinking exits,
+ * dropping blocks whose bytes changed.
+ *
+ * Invariant: a dropped block's entry is overwritten by a jump to its dead end, so stale jump-cache entries are harmless; its
+ * incoming links are undone; its memory is not reused before the whole cache is flushed, which happens only while
+ * every vCPU is outside translated code.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "vmm/cpu/translate/emit.h"
+#include "vmm/cpu/translate/engine.h"
+
+#define CACHE_DEFAULT (128ull << 20)
+
+void fvm_code_link(struct fvm_engine *e, struct fvm_vcpu *v, uint32_t n, uint32_t to)
+{
+    struct fvm_exit *x = &e->exits[n];
+    struct fvm_block *from = &e->blocks[x->block], *t = &e->blocks[to];
+    if (from->dead || t->dead || (from->mode & FVM_MODE_SINGLE) || (t->mode & FVM_MODE_SINGLE) || e->config.single_block ||
+        from->mode != t->mode || x->target != t->rip)
+        return;
+    const struct fvm_vcpu_priv *p = v->priv;
+    if (p->run_until_on && x->target == p->run_until)
+        return;
+    uint32_t target = x->inner ? t->inner_off : x->flags_saved ? t->saved_off : t->code_off;
+    if (x->check_off) {
+        uint64_t expect = 0 - fvm_shadow_peek(v->shadow, x->target);
+        if (!expect)
+            return;
+        memcpy(e->code_rw + from->code_off + x->check_imm_off, &expect, 8);
+        fvm_code_set_rel32(e, from, x->check_jump_off, target);
+        target = from->code_off + x->check_off;
+    }
+    fvm_code_set_rel32(e, from, x->jump_off, target);
+    if (x->to == FVM_NONE) {
+        x->to = to;
+        x->next_incoming = t->incoming;
+        t->incoming = n;
+    }
+}
+
+struct fvm_code_page *fvm_code_page_get(struct fvm_engine *e, fvm_pfn pfn)
+{
+    struct fvm_code_page *p = e->pages[pfn];
+    if (!p) {
+        p = calloc(1, sizeof *p);
+        fvm_assert(p);
+        p->blocks = FVM_NONE;
+        e->pages[pfn] = p;
+    }
+    return p;
+}
+
+void fvm_code_add(struct fvm_engine *e, uint32_t n)
+{
+    struct fvm_block *b = &e->blocks[n];
+    uint32_t *h = &e->hash[fvm_code_hash(e, b->gpa, b->rip, b->mode)];
+    b->next_hash = *h;
+    *h = n;
+    struct fvm_code_page *p = fvm_code_page_get(e, b->gpa >> FVM_PAGE_SHIFT);
+    b->next_page = p->blocks;
+    p->blocks = n;
+    if (b->cross_page) {
+        p = fvm_code_page_get(e, b->gpa2 >> FVM_PAGE_SHIFT);
+        b->next_page2 = p->blocks;
+        p->blocks = n;
+    }
+}
+
+void fvm_code_drop(struct fvm_engine *e, uint32_t n)
+{
+    struct fvm_block *b = &e->blocks[n];
+    if (b->dead)
+        return;
+    b->dead = 1;
+    for (uint32_t x = b->incoming; x != FVM_NONE;) {
+        uint32_t next = e->exits[x].next_incoming;
+        fvm_code_unlink_exit(e, x);
+        e->exits[x].to = FVM_NONE;
+        e->exits[x].next_incoming = FVM_NONE;
+        x = next;
+    }
+    b->incoming = FVM_NONE;
+    uint32_t *p = &e->hash[fvm_code_hash(e, b->gpa, b->rip, b->mode)];
+    while (*p != n)
+        p = &e->blocks[*p].next_hash;
+    *p = b->next_hash;
+    uint8_t *entry = e->code_rw + b->code_off;
+    entry[0] = 0xe9;
+    fvm_code_set_rel32(e, b, 1, b->dead_off);
+}
+
+static void drop_page(struct fvm_engine *e, fvm_pfn pfn)
+{
+    struct fvm_code_page *p = e->pages[pfn];
+    for (uint32_t n = p->blocks; n != FVM_NONE;) {
+        struct fvm_block *b = &e->blocks[n];
+        fvm_code_drop(e, n);
+        n = b->gpa >> FVM_PAGE_SHIFT == pfn ? b->next_page : b->next_page2;
+    }
+    /* A two-page block stays in the other page's chain as dead, which is harmless: it only links to blocks of that page. */
+    p->blocks = FVM_NONE;
+    memset(p->bytes, 0, sizeof p->bytes);
+    e->ram->flags[pfn] &= (uint8_t)~FVM_PAGE_CODE;
+    e->stats.invalidations++;
+}
+
+bool fvm_code_invalidate(struct fvm_engine *e, fvm_gpa gpa, uint64_t len)
+{
+    bool any = false;
+    while (len) {
+        uint64_t o = gpa & FVM_PAGE_MASK, n = FVM_MIN(len, FVM_PAGE_SIZE - o);
+        fvm_pfn pfn = gpa >> FVM_PAGE_SHIFT;
+        if (e->pages[pfn] && fvm_code_touches(e, gpa, n)) {
+            drop_page(e, pfn);
+            any = true;
+        }
+        gpa += n;
+        len -= n;
+    }
+    return any;
+}
+
+void fvm_code_flush(struct fvm_engine *e)
+{
+    for (uint64_t k = 0; k < e->ram->page_count; k++)
+        if (e->pages[k]) {
+            e->ram->flags[k] &= (uint8_t)~FVM_PAGE_CODE;
+            free(e->pages[k]);
+            e->pages[k] = NULL;
+        }
+    memset(e->hash, 0xff, (e->hash_mask + 1ull) * sizeof *e->hash);
+    e->code_used = e->code_start;
+    e->block_count = e->exit_count = e->site_count = e->mark_count = 0;
+    e->flush_generation++;
+    e->stats.cache_flushes++;
+    for (unsigned k = 0; k < e->vcpu_count; k++) {
+        memset((uint8_t *)e->vcpus[k] + FVM_OFF_JC, 0, FVM_JC_BYTES);
+        fvm_control_reload(e->vcpus[k]); /* zeroes the spaces' heads, too */
+    }
+}
+
+static void emit_trampolines(struct fvm_engine *e)
+{
+    static char *const stubs[FVM_TRAMP_COUNT] = {fvm_stub_direct, fvm_stub_system, fvm_stub_one, fvm_stub_dead,
+                                                 fvm_stub_mem, fvm_stub_indirect, fvm_stub_string, fvm_stub_sys};
+    struct fvm_emit em = {.buf = e->code_rw, .max = 4096};
+    for (unsigned k = 0; k < FVM_TRAMP_COUNT; k++) {
+        while (em.at & 15)
+            e8(&em, 0xcc);
+        e->tramp[k] = em.at;
+        e8(&em, 0xff), e8(&em, 0x25), e32(&em, 0); /* jmp [rip+0] */
+        e64(&em, (uint64_t)(uintptr_t)stubs[k]);
+    }
+    e->snippet_off = 4096;
+    e->code_start = e->code_used = 4096 + 64 * 64;
+}
+
+static void *reserve(uint64_t bytes)
+{
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return p == MAP_FAILED ? NULL : p;
+}
+
+int fvm_code_init(struct fvm_engine *e, struct fvm_err *err)
+{
+    e->code_bytes = e->config.cache_bytes ? e->config.cache_bytes : CACHE_DEFAULT;
+    int fd = memfd_create("fvm-code", MFD_CLOEXEC);
+    if (fd < 0 || ftruncate(fd, (off_t)e->code_bytes))
+        goto fail;
+    e->code = mmap(NULL, e->code_bytes, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0);
+    e->code_rw = mmap(NULL, e->code_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (e->code == MAP_FAILED || e->code_rw == MAP_FAILED)
+        goto fail;
+    close(fd);
+    e->block_max = (uint32_t)(e->code_bytes / 128);
+    e->exit_max = e->block_max * 2;
+    e->site_max = e->block_max * 4;
+    e->mark_max = e->block_max * 8;
+    e->hash_mask = (1u << 20) - 1;
+    e->blocks = reserve(e->block_max * sizeof *e->blocks);
+    e->exits = reserve(e->exit_max * sizeof *e->exits);
+    e->sites = reserve(e->site_max * sizeof *e->sites);
+    e->marks = reserve(e->mark_max * sizeof *e->marks);
+    e->hash = reserve((e->hash_mask + 1ull) * sizeof *e->hash);
+    e->pages = reserve(e->ram->page_count * sizeof *e->pages);
+    if (!e->blocks || !e->exits || !e->sites || !e->marks || !e->hash || !e->pages)
+        return fvm_err_set(err, FVM_ENOMEM, errno, "cpu", "no address space for the code cache");
+    memset(e->hash, 0xff, (e->hash_mask + 1ull) * sizeof *e->hash);
+    emit_trampolines(e);
+    return 0;
+fail:
+    return fvm_err_set(err, FVM_ENOMEM, errno, "cpu",
+                       "cannot map %llu MiB of executable memory for translated code (is memfd or exec mapping forbidden here?)",
+                       (unsigned long long)(e->code_bytes >> 20));
+}
+
+static void release(void *p, uint64_t bytes)
+{
+    if (p && p != MAP_FAILED)
+        munmap(p, bytes);
+}
+
+void fvm_code_fini(struct fvm_engine *e)
+{
+    if (e->pages)
+        for (uint64_t k = 0; k < e->ram->page_count; k++)
+            free(e->pages[k]);
+    release(e->pages, e->ram->page_count * sizeof *e->pages);
+    release(e->code, e->code_bytes);
+    release(e->code_rw, e->code_bytes);
+    release(e->blocks, e->block_max * sizeof *e->blocks);
+    release(e->exits, e->exit_max * sizeof *e->exits);
+    release(e->sites, e->site_max * sizeof *e->sites);
+    release(e->marks, e->mark_max * sizeof *e->marks);
+    release(e->hash, (e->hash_mask + 1ull) * sizeof *e->hash);
+}
+
+void fvm_engine_code_written(struct fvm_engine *e, fvm_gpa gpa, uint64_t len)
+{
+    pthread_mutex_lock(&e->inval_lock);
+    if (e->inval_count < FVM_ARRAY_SIZE(e->inval)) {
+        e->inval[e->inval_count].gpa = gpa;
+        e->inval[e->inval_count].len = len;
+        e->inval_count++;
+    } else {
+        e->inval_all = true;
+    }
+    pthread_mutex_unlock(&e->inval_lock);
+    for (unsigned k = 0; k < e->vcpu_count; k++) {
+        struct fvm_vcpu *v = e->vcpus[k];
+        struct fvm_vcpu_priv *p = v->priv;
+        fvm_vcpu_request(v, FVM_REQ_INVALIDATE);
+        if (p->has_thread && pthread_equal(pthread_self(), p->thread))
+            continue;
+        /* Not before the vCPU is out of translated code may the writer go on (publish a completion, say). */
+        while (__atomic_load_n(fvm_slot(v, FVM_SLOT_IN_CODE), __ATOMIC_ACQUIRE) &&
+               __atomic_load_n(&v->request, __ATOMIC_ACQUIRE) & FVM_REQ_INVALIDATE)
+            sched_yield();
+    }
+}
+
+void fvm_code_process_invalidations(struct fvm_engine *e)
+{
+    pthread_mutex_lock(&e->inval_lock);
+    bool all = e->inval_all;
+    unsigned n = e->inval_count;
+    if (!all)
+        for (unsigned k = 0; k < n; k++)
+            fvm_code_invalidate(e, e->inval[k].gpa, e->inval[k].len);
+    e->inval_count = 0;
+    e->inval_all = false;
+    pthread_mutex_unlock(&e->inval_lock);
+    if (all)
+        fvm_code_flush(e);
+}

@@ -1,0 +1,248 @@
+/*
+ * engine.h - the translator's own structures (only vmm/cpu/translate and vmm/cpu/vcpu.c include this).
+ *
+ * A *block* is a run of guest instructions of one page, translated for one linear address and mode. Blocks live in the code
+ * cache (code.c), which only grows until it is flushed as a whole. Each direct branch out of a block is an *exit*; an exit that
+ * is linked jumps straight to its target block. Each slow memory access is a *site*.
+ */
+#ifndef FVM_TRANSLATE_ENGINE_H
+#define FVM_TRANSLATE_ENGINE_H
+
+#include <pthread.h>
+
+#include "vmm/cpu/cpuid.h"
+#include "vmm/cpu/decode.h"
+#include "vmm/cpu/state.h"
+#include "vmm/cpu/system.h"
+#include "vmm/cpu/translate/layout.h"
+#include "vmm/cpu/vcpu.h"
+
+#define FVM_VCPU_MAGIC 0x75706376206d7666ull /* "fvm vcpu" */
+#define FVM_BLOCK_INSNS_MAX 32
+#define FVM_BLOCK_CODE_MAX 16384 /* bytes of host code one block can need at most */
+#define FVM_NONE 0xffffffffu
+
+enum { /* block mode: what the translation depends on besides the bytes */
+    FVM_MODE_BITS = 3,     /* 0: 16, 1: 32, 2: 64-bit code */
+    FVM_MODE_USER = 4,     /* CPL 3 */
+    FVM_MODE_FPU_TRAP = 8, /* CR0.TS or EM */
+    FVM_MODE_SINGLE = 16,  /* one instruction (single step, interrupt shadow); never linked */
+};
+
+struct fvm_insn_mark {     /* one per guest instruction: how to recover precise state at a host address */
+    uint16_t host_off;     /* from the block's start */
+    uint16_t guest_off : 12;
+    uint16_t flags_saved : 1; /* at the instruction's own operation: guest flags are in SLOT_FLAGS */
+};
+
+struct fvm_block {
+    uint64_t rip;          /* guest linear address */
+    uint64_t gpa;
+    uint64_t gpa2;         /* second page when cross_page, else 0 */
+    uint32_t code_off;     /* entry, from the cache's start */
+    uint32_t inner_off;    /* behind the prologue: for jumps to itself */
+    uint32_t saved_off;    /* entry for guest flags in SLOT_FLAGS (== code_off if flags are dead on entry) */
+    uint32_t dead_off;     /* code that leaves with FVM_EXIT_DEAD */
+    uint32_t code_len;     /* hot and cold part */
+    uint32_t mark_first;   /* index into marks[] */
+    uint16_t guest_len;
+    uint8_t mark_count;
+    uint8_t mode;
+    uint8_t victim[3];     /* guest registers spilled to SLOT_V0.. while the block runs */
+    uint8_t victim_count;
+    uint8_t live_flags;    /* guest flags read before written, as a mask != 0 */
+    uint8_t dead;
+    uint8_t cross_page;    /* one instruction across a page boundary: the entry checks the second page */
+    uint32_t ind_off;      /* indirect exit: from behind the request poll on, a kick goes to ind_slow_off; 0: none */
+    uint32_t ind_end, ind_slow_off;
+    uint32_t exit_first;
+    uint8_t exit_count;
+    uint32_t next_hash;    /* block numbers, FVM_NONE ends */
+    uint32_t next_page;    /* chain of the first page's blocks */
+    uint32_t next_page2;   /* of the second page's (cross_page) */
+    uint32_t incoming;     /* exits linked to this block */
+};
+
+struct fvm_exit {
+    uint64_t target;       /* guest rip */
+    uint32_t block;
+    uint32_t jump_off;     /* rel32 of the hot jump */
+    uint32_t stub_off;     /* where it goes unlinked */
+    uint32_t jump2_off;    /* rel32 behind a flags restore, or 0 */
+    uint32_t check_off;    /* cross-page check sequence or 0: imm64 of expected entry at check_imm_off */
+    uint32_t check_imm_off;
+    uint32_t check_jump_off;
+    uint32_t to;           /* linked block or FVM_NONE */
+    uint32_t next_incoming;
+    uint8_t flags_saved;   /* guest flags are in SLOT_FLAGS when this exit is taken */
+    uint8_t inner;         /* jumps to its own block without restoring victims */
+};
+
+struct fvm_site {
+    uint32_t block;
+    uint32_t resume_off;   /* the operation itself, with the clean addend in register `ureg` */
+    uint8_t mark;          /* instruction */
+    uint8_t ureg;
+    uint8_t want;          /* FVM_R | FVM_W */
+    uint8_t flags_saved;
+    uint16_t size;         /* bytes */
+};
+
+struct fvm_code_page {
+    uint32_t blocks;       /* chain by next_page */
+    uint8_t bytes[512];    /* bit per byte that was translated or looked at */
+};
+
+struct fvm_engine {
+    struct fvm_ram *ram;
+    struct fvm_engine_config config;
+    pthread_mutex_t lock;          /* translation, linking, invalidation */
+    uint8_t *code;                 /* executable view */
+    uint8_t *code_rw;              /* writable view of the same memory */
+    uint64_t code_bytes, code_used, code_start;
+    uint32_t tramp[16];            /* offsets of jumps to the stubs */
+    uint32_t snippet_off;          /* room for exec_one, per vCPU index */
+    struct fvm_block *blocks;
+    uint32_t block_count, block_max;
+    struct fvm_exit *exits;
+    uint32_t exit_count, exit_max;
+    struct fvm_site *sites;
+    uint32_t site_count, site_max;
+    struct fvm_insn_mark *marks;
+    uint32_t mark_count, mark_max;
+    uint32_t *hash;                /* block chains */
+    uint32_t hash_mask;
+    struct fvm_code_page **pages;  /* [ram->page_count] */
+    struct fvm_vcpu *vcpus[64];
+    unsigned vcpu_count;
+    uint64_t flush_generation;
+    /* ranges written by other threads, to invalidate */
+    pthread_mutex_t inval_lock;
+    struct { fvm_gpa gpa; uint64_t len; } inval[256];
+    unsigned inval_count;
+    bool inval_all;
+    struct fvm_engine_stats stats;
+};
+
+enum { FVM_TRAMP_DIRECT, FVM_TRAMP_SYSTEM, FVM_TRAMP_ONE, FVM_TRAMP_DEAD, FVM_TRAMP_MEM, FVM_TRAMP_INDIRECT, FVM_TRAMP_STRING,
+       FVM_TRAMP_SYS, FVM_TRAMP_COUNT };
+
+struct fvm_jc_entry { uint64_t rip; uint64_t code; };
+
+/* trace ring: the last guest blocks, for the report of a dead guest */
+#define FVM_RING 256
+struct fvm_vcpu_priv {
+    struct fvm_vcpu *v;
+    pthread_t thread;
+    bool has_thread;
+    pthread_mutex_t lock;
+    pthread_cond_t cond;       /* wakes the vCPU; and tells parkers */
+    bool stop, parked, quit;
+    int tid;
+    void *sigstack;
+    struct fvm_vcpu_hooks hooks;
+    bool irq_check;            /* the interrupt controller may have something */
+    volatile uint32_t sleeping; /* halted or parked: requests must signal cond */
+    uint32_t link_exit;        /* exit to link once its target is found, or FVM_NONE */
+    uint64_t link_generation;
+    bool return_faults;        /* fvm_vcpu_run_until: guest faults go to the caller */
+    const char *why;           /* of a shutdown */
+    struct { uint64_t rip; uint32_t why; uint32_t mode; } ring[FVM_RING];
+    uint32_t ring_pos;
+    struct fvm_engine_stats stats;
+    bool run_until_on;
+    uint64_t run_until;
+};
+
+static inline uint64_t *fvm_slot(struct fvm_vcpu *v, unsigned off)
+{
+    return (uint64_t *)((uint8_t *)v + off);
+}
+static inline struct fvm_jc_entry *fvm_jc(struct fvm_vcpu *v, bool user, uint64_t rip)
+{
+    return user ? (struct fvm_jc_entry *)((uint8_t *)v->gs_base - FVM_JC_USER_BYTES) + (rip & (FVM_JC_USER_ENTRIES - 1))
+                : (struct fvm_jc_entry *)((uint8_t *)v + FVM_OFF_JC) + (rip & (FVM_JC_ENTRIES - 1));
+}
+
+/* ---- lookup.c: fast-helper and signal safe ---- */
+uint32_t fvm_code_hash(const struct fvm_engine *e, uint64_t gpa, uint64_t rip, uint8_t mode);
+void fvm_code_set_rel32(struct fvm_engine *e, const struct fvm_block *from, uint32_t at, uint32_t to_off);
+void fvm_code_unlink_exit(struct fvm_engine *e, uint32_t exit);
+uint8_t fvm_mode_of(const struct fvm_vcpu *v);
+/** Block for a guest physical address, linear address and mode, or FVM_NONE. Fast-helper safe. */
+uint32_t fvm_code_find(const struct fvm_engine *e, uint64_t gpa, uint64_t rip, uint8_t mode);
+/* ---- code.c ---- */
+void fvm_code_link(struct fvm_engine *e, struct fvm_vcpu *v, uint32_t exit, uint32_t to);
+void fvm_code_unlink_block(struct fvm_engine *e, struct fvm_block *b); /* its outgoing exits; async-signal safe */
+uint32_t fvm_code_block_at(const struct fvm_engine *e, uint64_t host_pc);
+int fvm_code_init(struct fvm_engine *e, struct fvm_err *err);
+void fvm_code_fini(struct fvm_engine *e);
+void fvm_code_flush(struct fvm_engine *e);
+/** Drop one block (its second page is not what it was). */
+void fvm_code_drop(struct fvm_engine *e, uint32_t block);
+void fvm_code_add(struct fvm_engine *e, uint32_t block);
+struct fvm_code_page *fvm_code_page_get(struct fvm_engine *e, fvm_pfn pfn);
+/** Drop what was translated from the page if [gpa, gpa+len) touches translated bytes. Returns true if anything was dropped. */
+bool fvm_code_invalidate(struct fvm_engine *e, fvm_gpa gpa, uint64_t len);
+/** Would a write to the range touch translated bytes? Fast-helper safe. */
+bool fvm_code_touches(const struct fvm_engine *e, fvm_gpa gpa, uint64_t len);
+void fvm_code_process_invalidations(struct fvm_engine *e);
+
+/* ---- front.c ---- */
+/** Translate at v->rip. FVM_NONE with *fault filled on a guest fault; may flush the cache. */
+uint32_t fvm_translate(struct fvm_vcpu *v, uint8_t mode, struct fvm_fault *fault);
+
+/* ---- fast.c ---- */
+unsigned fvm_fast_mem(struct fvm_vcpu *v);
+unsigned fvm_fast_indirect(struct fvm_vcpu *v);
+unsigned fvm_fast_string(struct fvm_vcpu *v);
+unsigned fvm_fast_sys(struct fvm_vcpu *v);
+void fvm_fast_unlink(struct fvm_vcpu *v);
+/** Remember rip -> code in the jump cache of the mode. */
+void fvm_jc_fill(struct fvm_vcpu *v, uint64_t rip, uint8_t mode, uint64_t code);
+
+/* ---- recover.c ---- */
+/** Make v's state precise at the instruction of a site/mark: restores spilled registers, flags, rip. */
+void fvm_recover_site(struct fvm_vcpu *v, uint32_t site);
+void fvm_recover_mark(struct fvm_vcpu *v, const struct fvm_block *b, unsigned mark, bool flags_saved);
+void fvm_recover_flags(struct fvm_vcpu *v, bool saved);
+/** Index of the instruction that host_off (from the block's start) belongs to. */
+unsigned fvm_recover_mark_at(const struct fvm_engine *e, const struct fvm_block *b, uint32_t host_off);
+
+/* ---- exec_one.c ---- */
+/** Execute the instruction at v->rip on precise state, its memory operand on a bounce buffer or in C. 0 or FVM_FAULT. */
+int fvm_exec_one(struct fvm_vcpu *v, struct fvm_fault *fault);
+/** An instruction that ended its block as class (tr.h). */
+int fvm_exec_class(struct fvm_vcpu *v, unsigned class, struct fvm_fault *fault);
+/** Decode the instruction at v->rip. 0 or FVM_FAULT (fetch fault or #UD). */
+int fvm_exec_fetch(struct fvm_vcpu *v, struct fvm_insn *ret, struct fvm_fault *fault);
+
+
+
+/* ---- string.c / gather ---- */
+int fvm_exec_string(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_fault *fault);
+bool fvm_insn_is_string(const struct fvm_insn *in);
+int fvm_exec_gather(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_fault *fault);
+int fvm_exec_maskmov(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_fault *fault);
+
+/* ---- signal.c ---- */
+int fvm_signal_install(void);
+int fvm_signal_thread_init(struct fvm_vcpu_priv *p);
+void fvm_signal_thread_fini(struct fvm_vcpu_priv *p);
+#define FVM_KICK_SIGNAL (SIGRTMIN + 3)
+
+/* ---- run.c ---- */
+/** One turn: requests, interrupts, a block (and what is chained to it), its exit. false: a fault for *result or a shutdown. */
+bool fvm_run_step(struct fvm_vcpu *v, struct fvm_run_result *result);
+void fvm_run_park(struct fvm_vcpu_priv *p); /* vCPU thread: wait until resumed or quit */
+
+/* stubs.S */
+void fvm_enter(struct fvm_vcpu *v, const void *code);
+extern char fvm_enter_window[], fvm_enter_window_end[], fvm_enter_bail[], fvm_exit_tail[], fvm_resume_window[],
+    fvm_resume_window_end[];
+extern char fvm_stub_direct[], fvm_stub_system[], fvm_stub_one[], fvm_stub_dead[], fvm_stub_mem[], fvm_stub_indirect[],
+    fvm_stub_string[], fvm_stub_sys[];
+void fvm_signal_entry(int signo, void *info, void *uc);
+void fvm_signal_handle(int signo, void *info, void *uc, struct fvm_vcpu *v);
+
+#endif

@@ -1,0 +1,304 @@
+/*
+ * exec_one.c - one instruction on precise state, when translated code could not run it: its operand is a device's register, lies
+ * across two pages, or would overwrite translated code; or it is of a kind that is not worth translating.
+ *
+ * Instructions with a memory operand are executed by the host itself, on the bounce buffer: the operand is read from guest memory
+ * (if the instruction reads it), one translated instruction runs with its operand redirected, the operand is written
+ * back (if it writes). So nothing here knows what an instruction computes. Stack instructions are done in C.
+ */
+#include "vmm/cpu/operand.h"
+#include "vmm/cpu/translate/emit.h"
+#include "vmm/cpu/translate/engine.h"
+#include "vmm/cpu/translate/tr.h"
+
+int fvm_exec_fetch(struct fvm_vcpu *v, struct fvm_insn *ret, struct fvm_fault *fault)
+{
+    uint8_t buf[16];
+    unsigned first = (unsigned)(FVM_PAGE_SIZE - (v->rip & FVM_PAGE_MASK)), have = FVM_MIN(first, 15u);
+    unsigned user = v->cpl == 3 ? FVM_USER : 0;
+    for (unsigned at = 0;;) {
+        uint64_t entry;
+        fvm_gpa gpa;
+        enum fvm_shadow_result r = fvm_shadow_miss(v->shadow, v->rip + at, FVM_X | user, &entry, &gpa, fault);
+        if (r == FVM_SHADOW_FAULT)
+            return FVM_FAULT;
+        if (r != FVM_SHADOW_OK) {
+            *fault = (struct fvm_fault){.vector = FVM_EXC_GP, .has_code = true};
+            return FVM_FAULT;
+        }
+        memcpy(buf + at, (const void *)(v->rip + at + (entry & ~0xffull)), have - at);
+        int d = fvm_decode(buf, have, fvm_vcpu_code_bits(v), ret);
+        if (d == FVM_DECODE_OK)
+            return 0;
+        if (d == FVM_DECODE_BAD || have == 15) {
+            *fault = (struct fvm_fault){.vector = FVM_EXC_UD};
+            return FVM_FAULT;
+        }
+        at = have;
+        have = 15;
+    }
+}
+
+static uint64_t next_rip(const struct fvm_vcpu *v, const struct fvm_insn *in)
+{
+    uint64_t n = v->rip + in->len;
+    unsigned bits = fvm_vcpu_code_bits(v);
+    return bits == 64 ? n : bits == 32 ? (uint32_t)n : (uint16_t)n;
+}
+
+/* Run the snippet: guest registers loaded, one instruction on fs:[bounce], back. 0 or FVM_FAULT (the host trapped). */
+static int run_snippet(struct fvm_vcpu *v, struct fvm_fault *fault)
+{
+    struct fvm_engine *e = v->engine;
+    const uint8_t *code = e->code + e->snippet_off + 64 * v->index;
+    uint32_t pending = 0;
+    do { /* a request waits: the instruction is half done */
+        pending |= __atomic_exchange_n(&v->request, 0, __ATOMIC_ACQ_REL);
+        *fvm_slot(v, FVM_SLOT_HFLAGS) = v->rflags;
+        fvm_enter(v, code);
+    } while (*fvm_slot(v, FVM_SLOT_REASON) == FVM_EXIT_BAIL);
+    __atomic_or_fetch(&v->request, pending, __ATOMIC_ACQ_REL);
+    fvm_recover_flags(v, false);
+    if (*fvm_slot(v, FVM_SLOT_REASON) == FVM_EXIT_ONE)
+        return 0;
+    uint64_t code_word = *fvm_slot(v, FVM_SLOT_FAULT_CODE);
+    *fault = (struct fvm_fault){.vector = (uint8_t)*fvm_slot(v, FVM_SLOT_FAULT_VEC), .has_code = code_word >> 32,
+                                .code = (uint32_t)code_word, .cr2 = *fvm_slot(v, FVM_SLOT_FAULT_CR2)};
+    return FVM_FAULT;
+}
+
+static struct fvm_emit snippet_begin(struct fvm_vcpu *v)
+{
+    return (struct fvm_emit){.buf = v->engine->code_rw + v->engine->snippet_off + 64 * v->index, .max = 64};
+}
+
+static void snippet_end(struct fvm_vcpu *v, struct fvm_emit *em)
+{
+    struct fvm_engine *e = v->engine;
+    e8(em, 0xe9);
+    e32(em, e->tramp[FVM_TRAMP_ONE] - (e->snippet_off + 64 * v->index + em->at + 4));
+    fvm_assert(em->at <= 64);
+}
+
+static bool is_bt(const struct fvm_insn *in)
+{
+    return (in->z.mnemonic == ZYDIS_MNEMONIC_BT || in->z.mnemonic == ZYDIS_MNEMONIC_BTS ||
+            in->z.mnemonic == ZYDIS_MNEMONIC_BTR || in->z.mnemonic == ZYDIS_MNEMONIC_BTC) &&
+           in->ops[1].type == ZYDIS_OPERAND_TYPE_REGISTER;
+}
+
+static int exec_on_bounce(struct fvm_vcpu *v, const struct fvm_insn *in, const ZydisDecodedOperand *op, struct fvm_fault *fault)
+{
+    unsigned size = op->size / 8u;
+    bool writes = (op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) != 0;
+    bool reads = (op->actions & ZYDIS_OPERAND_ACTION_MASK_READ) != 0 || (op->actions & ZYDIS_OPERAND_ACTION_CONDWRITE) || !writes;
+    fvm_gva va;
+    uint64_t bit_reg = 0;
+    int reg = -1;
+    bool high;
+    if (fvm_operand_linear(v, in, op, size, writes, &va, fault))
+        return FVM_FAULT;
+    if (is_bt(in)) { /* the register selects a word, too: do that part here */
+        reg = fvm_decode_gpr(in->ops[1].reg.value, &high);
+        bit_reg = v->regs[reg];
+        int64_t n = size == 8 ? (int64_t)bit_reg >> 6 : size == 4 ? (int32_t)bit_reg >> 5 : (int16_t)bit_reg >> 4;
+        va += (uint64_t)(n * (int64_t)size);
+        v->regs[reg] = bit_reg & (size * 8 - 1);
+    }
+    unsigned at = va & 63; /* keeps alignment faults what they are */
+    fvm_assert(at + size <= sizeof v->bounce);
+    int r = 0;
+    if (writes)
+        r = fvm_vmem_probe(v, va, size, FVM_W, FVM_AS_CPL, fault);
+    if (!r && reads)
+        r = fvm_vmem_read(v, va, v->bounce + at, size, FVM_AS_CPL, fault);
+    if (!r) {
+        struct fvm_emit em = snippet_begin(v);
+        if (op->encoding == ZYDIS_OPERAND_ENCODING_DISP16_32_64) { /* moffs */
+            bool store = op == &in->ops[0];
+            e8(&em, 0x64);
+            if (size == 2)
+                e8(&em, 0x66);
+            e_op_mem(&em, size == 8, (store ? 0x88u : 0x8au) | (size > 1), FVM_RAX, FVM_NOREG, FVM_NOREG, 0,
+                     (int32_t)(FVM_OFF_BOUNCE + at));
+        } else {
+            fvm_emit_op_fs(&em, in, FVM_OFF_BOUNCE + at);
+        }
+        snippet_end(v, &em);
+        r = run_snippet(v, fault);
+    }
+    if (reg >= 0)
+        v->regs[reg] = bit_reg;
+    if (!r && writes)
+        r = fvm_vmem_write(v, va, v->bounce + at, size, FVM_AS_CPL, fault);
+    return r;
+}
+
+/* An instruction without memory operand, as it is (a class of exec_one only in 16-bit code). */
+static int exec_plain(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_fault *fault)
+{
+    struct fvm_emit em = snippet_begin(v);
+    fvm_emit_copy(&em, in, fvm_vcpu_code_bits(v));
+    snippet_end(v, &em);
+    return run_snippet(v, fault);
+}
+
+static unsigned stack_bytes(const struct fvm_vcpu *v, const struct fvm_insn *in)
+{
+    unsigned bits = fvm_vcpu_code_bits(v);
+    if (bits == 64)
+        return in->z.operand_width == 16 && (in->z.attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE) ? 2 : 8;
+    return in->z.operand_width / 8u;
+}
+
+static int exec_enter(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_fault *fault)
+{
+    unsigned bytes = stack_bytes(v, in);
+    if (in->ops[1].imm.value.u & 31) { /* nested frames: no compiler has made them for decades */
+        *fault = (struct fvm_fault){.vector = FVM_EXC_UD};
+        return FVM_FAULT;
+    }
+    uint64_t rbp = v->regs[FVM_RBP];
+    if (fvm_stack_push(v, bytes, &rbp, 1, fault))
+        return FVM_FAULT;
+    fvm_reg_set(v, FVM_RBP, bytes, v->regs[FVM_RSP]);
+    fvm_stack_move(v, -(int64_t)in->ops[0].imm.value.u);
+    return 0;
+}
+
+static int exec_pop(struct fvm_vcpu *v, const struct fvm_insn *in, unsigned bytes, struct fvm_fault *fault)
+{
+    uint64_t value, rsp = v->regs[FVM_RSP];
+    if (fvm_stack_peek(v, 0, bytes, &value, 1, fault))
+        return FVM_FAULT;
+    fvm_stack_move(v, bytes);
+    if (fvm_operand_write(v, in, &in->ops[0], bytes, value, fault)) {
+        v->regs[FVM_RSP] = rsp;
+        return FVM_FAULT;
+    }
+    return 0;
+}
+
+/* push, pop, leave, enter, near call and ret: 1 if it was none of them */
+static int exec_stack(struct fvm_vcpu *v, const struct fvm_insn *in, uint64_t *ret_next, struct fvm_fault *fault)
+{
+    unsigned bytes = stack_bytes(v, in);
+    uint64_t value, next = *ret_next;
+    switch (in->z.mnemonic) {
+    case ZYDIS_MNEMONIC_PUSH:
+        if (in->ops[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE)
+            value = (uint64_t)in->ops[0].imm.value.s;
+        else if (fvm_operand_read(v, in, &in->ops[0], bytes, &value, fault))
+            return FVM_FAULT;
+        return fvm_stack_push(v, bytes, &value, 1, fault);
+    case ZYDIS_MNEMONIC_POP:
+        return exec_pop(v, in, bytes, fault);
+    case ZYDIS_MNEMONIC_ENTER:
+        return exec_enter(v, in, fault);
+    case ZYDIS_MNEMONIC_LEAVE: {
+        uint64_t rsp = v->regs[FVM_RSP];
+        v->regs[FVM_RSP] = v->regs[FVM_RBP];
+        if (fvm_stack_peek(v, 0, bytes, &value, 1, fault)) {
+            v->regs[FVM_RSP] = rsp;
+            return FVM_FAULT;
+        }
+        fvm_stack_move(v, bytes);
+        fvm_reg_set(v, FVM_RBP, bytes, value);
+        return 0;
+    }
+    case ZYDIS_MNEMONIC_CALL:
+        if (in->ops[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE)
+            value = next + (uint64_t)in->z.raw.imm[0].value.s;
+        else if (fvm_operand_read(v, in, &in->ops[0], bytes, &value, fault))
+            return FVM_FAULT;
+        if (fvm_stack_push(v, bytes, &next, 1, fault))
+            return FVM_FAULT;
+        break;
+    case ZYDIS_MNEMONIC_RET:
+        if (fvm_stack_peek(v, 0, bytes, &value, 1, fault))
+            return FVM_FAULT;
+        fvm_stack_move(v, bytes + (in->z.operand_count_visible ? (int64_t)in->ops[0].imm.value.u : 0));
+        break;
+    case ZYDIS_MNEMONIC_JMP:
+        if (in->ops[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE)
+            value = next + (uint64_t)in->z.raw.imm[0].value.s;
+        else if (fvm_operand_read(v, in, &in->ops[0], bytes, &value, fault))
+            return FVM_FAULT;
+        break;
+    default:
+        return -1;
+    }
+    *ret_next = bytes == 8 ? value : bytes == 4 ? (uint32_t)value : (uint16_t)value;
+    return 0;
+}
+
+static int exec_xlat(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_fault *fault)
+{
+    uint64_t off = v->regs[FVM_RBX] + (v->regs[FVM_RAX] & 0xff);
+    uint8_t b;
+    if (in->z.address_width == 32)
+        off = (uint32_t)off;
+    if (in->z.attributes & ZYDIS_ATTRIB_HAS_SEGMENT_FS)
+        off += v->seg_base_fs;
+    if (in->z.attributes & ZYDIS_ATTRIB_HAS_SEGMENT_GS)
+        off += v->seg_base_gs;
+    if (fvm_vmem_read(v, off, &b, 1, FVM_AS_CPL, fault))
+        return FVM_FAULT;
+    fvm_reg_set(v, FVM_RAX, 1, b);
+    return 0;
+}
+
+int fvm_exec_one(struct fvm_vcpu *v, struct fvm_fault *fault)
+{
+    struct fvm_insn in;
+    if (fvm_exec_fetch(v, &in, fault))
+        return FVM_FAULT;
+    if (!fvm_cpu_model_allows(v->model, &in)) {
+        *fault = (struct fvm_fault){.vector = FVM_EXC_UD};
+        return FVM_FAULT;
+    }
+    if (fvm_insn_is_string(&in) || in.z.meta.category == ZYDIS_CATEGORY_IOSTRINGOP)
+        return fvm_exec_string(v, &in, fault);
+    if (fvm_insn_is_system(&in))
+        return fvm_system_exec(v, &in, fault);
+    uint64_t next = next_rip(v, &in);
+    int r = exec_stack(v, &in, &next, fault);
+    if (r < 0) {
+        const ZydisDecodedOperand *mem = NULL;
+        for (unsigned k = 0; k < in.z.operand_count; k++)
+            if (in.ops[k].type == ZYDIS_OPERAND_TYPE_MEMORY && in.ops[k].mem.type != ZYDIS_MEMOP_TYPE_AGEN)
+                mem = &in.ops[k];
+        if (in.z.mnemonic == ZYDIS_MNEMONIC_XLAT)
+            r = exec_xlat(v, &in, fault);
+        else if (!mem)
+            r = exec_plain(v, &in, fault);
+        else if (mem->mem.type == ZYDIS_MEMOP_TYPE_VSIB)
+            r = fvm_exec_gather(v, &in, fault);
+        else if (mem->visibility != ZYDIS_OPERAND_VISIBILITY_EXPLICIT)
+            r = fvm_exec_maskmov(v, &in, fault);
+        else
+            r = exec_on_bounce(v, &in, mem, fault);
+    }
+    if (!r)
+        v->rip = next;
+    return r;
+}
+
+int fvm_exec_class(struct fvm_vcpu *v, unsigned class, struct fvm_fault *fault)
+{
+    struct fvm_insn in;
+    switch (class) {
+    case FVM_C_UD:
+        *fault = (struct fvm_fault){.vector = FVM_EXC_UD};
+        return FVM_FAULT;
+    case FVM_C_NM:
+        *fault = (struct fvm_fault){.vector = FVM_EXC_NM};
+        return FVM_FAULT;
+    case FVM_C_SYSTEM:
+        if (fvm_exec_fetch(v, &in, fault))
+            return FVM_FAULT;
+        return fvm_system_exec(v, &in, fault);
+    default:
+        return fvm_exec_one(v, fault);
+    }
+}

@@ -1,0 +1,349 @@
+/*
+ * fast.c - helpers called from translated code while the guest's vector registers are live: shadow misses, indirect branches that
+ * the jump cache does not know, system calls. No vector registers, no libc, no thread-local storage, no locks.
+ *
+ * Each returns 1 to go on at SLOT_RET with the registers in v->regs, or 0 for a full exit with SLOT_REASON set.
+ */
+#include "vmm/cpu/translate/engine.h"
+
+static unsigned leave(struct fvm_vcpu *v, unsigned reason)
+{
+    *fvm_slot(v, FVM_SLOT_REASON) = reason;
+    return 0;
+}
+
+static unsigned leave_fault(struct fvm_vcpu *v, const struct fvm_fault *f)
+{
+    *fvm_slot(v, FVM_SLOT_FAULT_VEC) = f->vector;
+    *fvm_slot(v, FVM_SLOT_FAULT_CODE) = f->has_code ? f->code | 1ull << 32 : 0;
+    *fvm_slot(v, FVM_SLOT_FAULT_CR2) = f->cr2;
+    return leave(v, FVM_EXIT_FAULT);
+}
+
+static unsigned resume(struct fvm_vcpu *v, const struct fvm_site *s)
+{
+    const struct fvm_engine *e = v->engine;
+    *fvm_slot(v, FVM_SLOT_RET) = (uint64_t)(uintptr_t)e->code + e->blocks[s->block].code_off + s->resume_off;
+    return 1;
+}
+
+/* A read across two pages: assemble it in the bounce buffer. */
+static unsigned read_across(struct fvm_vcpu *v, const struct fvm_site *s, uint64_t ea, unsigned want)
+{
+    struct fvm_fault f;
+    uint64_t done = 0;
+    while (done < s->size) {
+        uint64_t a = ea + done, n = FVM_PAGE_SIZE - (a & FVM_PAGE_MASK), entry, gpa;
+        if (n > s->size - done)
+            n = s->size - done;
+        enum fvm_shadow_result r = fvm_shadow_miss(v->shadow, a, want, &entry, &gpa, &f);
+        if (r == FVM_SHADOW_FAULT)
+            return leave_fault(v, &f);
+        if (r != FVM_SHADOW_OK)
+            return leave(v, FVM_EXIT_MEM);
+        const uint8_t *p = (const uint8_t *)(a + (entry & ~0xffull));
+        for (uint64_t k = 0; k < n; k++)
+            v->bounce[done + k] = p[k];
+        done += n;
+    }
+    v->regs[s->ureg] = (uint64_t)(uintptr_t)v->bounce - ea;
+    return resume(v, s);
+}
+
+unsigned fvm_fast_mem(struct fvm_vcpu *v)
+{
+    struct fvm_engine *e = v->engine;
+    const struct fvm_site *s = &e->sites[*fvm_slot(v, FVM_SLOT_ARG) & 0xffffffffu];
+    uint64_t ea = *fvm_slot(v, FVM_SLOT_EA), entry, gpa;
+    unsigned want = s->want | (v->cpl == 3 ? FVM_USER : 0);
+    struct fvm_fault f;
+    e->stats.mem_slow++;
+    if ((ea & FVM_PAGE_MASK) + s->size > FVM_PAGE_SIZE) {
+        if (s->want & FVM_W || s->size > 64)
+            return leave(v, FVM_EXIT_MEM);
+        return read_across(v, s, ea, want);
+    }
+    switch (fvm_shadow_miss(v->shadow, ea, want, &entry, &gpa, &f)) {
+    case FVM_SHADOW_OK:
+        v->regs[s->ureg] = entry & ~0xffull;
+        return resume(v, s);
+    case FVM_SHADOW_FAULT:
+        return leave_fault(v, &f);
+    case FVM_SHADOW_CODE:
+        if (fvm_code_touches(e, gpa, s->size))
+            return leave(v, FVM_EXIT_MEM);
+        fvm_ram_mark_version(v->ram, gpa >> FVM_PAGE_SHIFT);
+        v->regs[s->ureg] = (uint64_t)(uintptr_t)v->ram->base + gpa - ea;
+        return resume(v, s);
+    default:
+        return leave(v, FVM_EXIT_MEM);
+    }
+}
+
+static void zero_words(uint64_t *p, unsigned n)
+{
+    __asm__ volatile("rep stosq" : "+D"(p), "+c"(n) : "a"(0ull) : "memory");
+}
+
+void fvm_jc_fill(struct fvm_vcpu *v, uint64_t rip, uint8_t mode, uint64_t code)
+{
+    bool user = (mode & FVM_MODE_USER) != 0;
+    uint64_t *tag = user ? v->gs_base - FVM_HEAD_USED / 8 : (uint64_t *)((uint8_t *)v + FVM_OFF_JC + FVM_JC_BYTES);
+    if (*tag != mode) {
+        if (*tag)
+            zero_words(tag + (user ? 2 : -(FVM_JC_BYTES / 8)), user ? FVM_JC_USER_BYTES / 8 : FVM_JC_BYTES / 8);
+        *tag = mode;
+    }
+    struct fvm_jc_entry *j = fvm_jc(v, user, rip);
+    j->code = code;
+    j->rip = rip;
+}
+
+/* Code address for v->rip from what is already translated, or 0. */
+static uint64_t find_next(struct fvm_vcpu *v, uint64_t rip)
+{
+    struct fvm_engine *e = v->engine;
+    uint8_t mode = fvm_mode_of(v);
+    const struct fvm_vcpu_priv *p = v->priv;
+    if (mode & FVM_MODE_SINGLE || e->config.single_block || v->request || (p->run_until_on && rip == p->run_until))
+        return 0;
+    uint64_t entry = fvm_shadow_peek(v->shadow, rip);
+    if (!(entry & (mode & FVM_MODE_USER ? FVM_S_UX : FVM_S_KX)))
+        return 0;
+    uint64_t gpa = rip + (entry & ~0xffull) - (uint64_t)(uintptr_t)v->ram->base;
+    uint32_t n = fvm_code_find(e, gpa, rip, mode);
+    if (n == FVM_NONE)
+        return 0;
+    uint64_t code = (uint64_t)(uintptr_t)e->code + e->blocks[n].saved_off;
+    fvm_jc_fill(v, rip, mode, code);
+    return code;
+}
+
+unsigned fvm_fast_indirect(struct fvm_vcpu *v)
+{
+    uint64_t code = find_next(v, *fvm_slot(v, FVM_SLOT_TGT));
+    if (!code)
+        return leave(v, FVM_EXIT_INDIRECT);
+    *fvm_slot(v, FVM_SLOT_RET) = code;
+    return 1;
+}
+
+unsigned fvm_fast_sys(struct fvm_vcpu *v)
+{
+    struct fvm_engine *e = v->engine;
+    uint32_t site = (uint32_t)*fvm_slot(v, FVM_SLOT_ARG);
+    unsigned kind = (unsigned)*fvm_slot(v, FVM_SLOT_TMP) & 15;
+    struct fvm_fault f;
+    fvm_recover_site(v, site);
+    uint64_t at = v->rip;
+    int r = kind == 1 ? fvm_syscall(v, at + 2, &f) : fvm_sysret(v, kind == 2 ? 8 : 4, &f);
+    if (r) {
+        v->rip = at;
+        return leave_fault(v, &f);
+    }
+    *fvm_slot(v, FVM_SLOT_HFLAGS) = v->rflags;
+    uint64_t code = v->iflag && *(uint8_t *)fvm_slot(v, FVM_SLOT_WINDOW) ? 0 : find_next(v, v->rip);
+    (void)e;
+    if (!code)
+        return leave(v, FVM_EXIT_RIP);
+    /* find_next gives the entry for saved flags: provide them */
+    uint64_t h = v->rflags;
+    *fvm_slot(v, FVM_SLOT_FLAGS) = (h & 0xd5) << 8 | (h & FVM_F_OF ? 1 : 0);
+    *fvm_slot(v, FVM_SLOT_RET) = code;
+    return 1;
+}
+
+void fvm_fast_unlink(struct fvm_vcpu *v)
+{
+    uint32_t n = fvm_code_block_at(v->engine, *fvm_slot(v, FVM_SLOT_RET));
+    if (n != FVM_NONE)
+        fvm_code_unlink_block(v->engine, &v->engine->blocks[n]);
+}
+
+/* ---- string instructions ---- */
+
+struct string_op {
+    unsigned op, size, rep;
+    bool a32;
+    uint64_t seg_base;
+};
+enum { MOVS, STOS, LODS, SCAS, CMPS };
+
+static uint64_t masked(const struct string_op *s, uint64_t r) { return s->a32 ? (uint32_t)r : r; }
+
+static void advance(const struct string_op *s, uint64_t *r, int64_t n)
+{
+    *r = s->a32 ? (uint32_t)(*r + (uint64_t)n) : *r + (uint64_t)n;
+}
+
+/* Host address of `bytes` bytes within one page, or 0 with a full exit prepared. */
+static uint8_t *place(struct fvm_vcpu *v, uint64_t ea, unsigned want, uint64_t bytes, unsigned *ret_leave)
+{
+    unsigned right = want & FVM_W ? (v->cpl == 3 ? FVM_S_UW : FVM_S_KW) : (v->cpl == 3 ? FVM_S_UR : FVM_S_KR);
+    uint64_t entry = fvm_shadow_peek(v->shadow, ea), gpa;
+    struct fvm_fault f;
+    *ret_leave = 0;
+    if ((int64_t)(ea << 16) >> 16 == (int64_t)ea && entry & right)
+        return (uint8_t *)(ea + (entry & ~0xffull));
+    switch (fvm_shadow_miss(v->shadow, ea, want | (v->cpl == 3 ? FVM_USER : 0), &entry, &gpa, &f)) {
+    case FVM_SHADOW_OK:
+        return (uint8_t *)(ea + (entry & ~0xffull));
+    case FVM_SHADOW_CODE:
+        if (!fvm_code_touches(v->engine, gpa, bytes)) {
+            fvm_ram_mark_version(v->ram, gpa >> FVM_PAGE_SHIFT);
+            return v->ram->base + gpa;
+        }
+        *ret_leave = 1;
+        leave(v, FVM_EXIT_MEM);
+        return NULL;
+    case FVM_SHADOW_FAULT:
+        *ret_leave = 1;
+        leave_fault(v, &f);
+        return NULL;
+    default:
+        *ret_leave = 1;
+        leave(v, FVM_EXIT_MEM);
+        return NULL;
+    }
+}
+
+#define REP(insn) __asm__ volatile(insn : "+D"(d), "+S"(src), "+c"(n) : "a"(rax) : "memory")
+
+static void copy_chunk(unsigned size, uint8_t *d, const uint8_t *src, uint64_t n)
+{
+    uint64_t rax = 0;
+    switch (size) {
+    case 1: REP("rep movsb"); break;
+    case 2: REP("rep movsw"); break;
+    case 4: REP("rep movsl"); break;
+    default: REP("rep movsq"); break;
+    }
+}
+
+static void fill_chunk(unsigned size, uint8_t *d, uint64_t rax, uint64_t n)
+{
+    const uint8_t *src = NULL;
+    switch (size) {
+    case 1: REP("rep stosb"); break;
+    case 2: REP("rep stosw"); break;
+    case 4: REP("rep stosl"); break;
+    default: REP("rep stosq"); break;
+    }
+}
+
+/* scas/cmps over n > 0 elements; returns how many are left, *flags = the arithmetic flags */
+#define SCAN(rep, insn)                                                                                                \
+    __asm__ volatile("testl %%eax, %%eax\n\t" rep insn "\n\tpushfq\n\tpopq %[f]"                                        \
+                     : "+D"(d), "+S"(src), "+c"(n), [f] "=&r"(f)                                                        \
+                     : "a"(rax)                                                                                        \
+                     : "memory", "cc")
+#define SCAN_SIZES(rep, name)                                                                                          \
+    switch (size) {                                                                                                    \
+    case 1: SCAN(rep, name "b"); break;                                                                                \
+    case 2: SCAN(rep, name "w"); break;                                                                                \
+    case 4: SCAN(rep, name "l"); break;                                                                                \
+    default: SCAN(rep, name "q"); break;                                                                               \
+    }
+static uint64_t scan_chunk(const struct string_op *s, const uint8_t *d, const uint8_t *src, uint64_t rax, uint64_t n,
+                           uint64_t *flags)
+{
+    uint64_t f;
+    unsigned size = s->size;
+    if (s->op == SCAS) {
+        if (s->rep == 2)
+            SCAN_SIZES("repne ", "scas")
+        else
+            SCAN_SIZES("repe ", "scas")
+    } else {
+        if (s->rep == 2)
+            SCAN_SIZES("repne ", "cmps")
+        else
+            SCAN_SIZES("repe ", "cmps")
+    }
+    *flags = f;
+    return n;
+}
+
+static void load_rax(struct fvm_vcpu *v, unsigned size, const uint8_t *p)
+{
+    uint64_t *a = &v->regs[FVM_RAX];
+    switch (size) {
+    case 1: *a = (*a & ~0xffull) | *p; break;
+    case 2: *a = (*a & ~0xffffull) | *(const uint16_t *)(const void *)p; break;
+    case 4: *a = *(const uint32_t *)(const void *)p; break;
+    default: *a = *(const uint64_t *)(const void *)p; break;
+    }
+}
+
+/* how many elements fit before either address leaves its page; 0: the first one crosses */
+static uint64_t fit(const struct string_op *s, bool back, uint64_t a, uint64_t n)
+{
+    uint64_t o = a & FVM_PAGE_MASK;
+    uint64_t k = (FVM_PAGE_SIZE - o) / s->size;
+    if (back && k > 1)
+        k = 1;
+    return k < n ? k : n;
+}
+
+static unsigned string_chunk(struct fvm_vcpu *v, const struct string_op *s, uint64_t count, uint64_t *ret_done, bool *ret_end)
+{
+    uint64_t *r = v->regs, n = count, src_a = masked(s, r[FVM_RSI]) + s->seg_base, dst_a = masked(s, r[FVM_RDI]);
+    bool back = (*fvm_slot(v, FVM_SLOT_HFLAGS) & FVM_F_DF) != 0, uses_src = s->op != STOS && s->op != SCAS,
+         uses_dst = s->op != LODS;
+    uint8_t *src = NULL, *dst = NULL;
+    unsigned left;
+    if (uses_src)
+        n = fit(s, back, src_a, n);
+    if (uses_dst)
+        n = fit(s, back, dst_a, n);
+    if (!n) {
+        leave(v, FVM_EXIT_MEM);
+        return 1;
+    }
+    if (uses_src && !(src = place(v, src_a, FVM_R, n * s->size, &left)))
+        return 1;
+    if (uses_dst && !(dst = place(v, dst_a, s->op <= STOS ? FVM_W : FVM_R, n * s->size, &left)))
+        return 1;
+    switch (s->op) {
+    case MOVS: copy_chunk(s->size, dst, src, n); break;
+    case STOS: fill_chunk(s->size, dst, r[FVM_RAX], n); break;
+    case LODS: n = 1; load_rax(v, s->size, src); break;
+    default: {
+        uint64_t flags, rest = scan_chunk(s, dst, src, r[FVM_RAX], n, &flags);
+        uint64_t *h = fvm_slot(v, FVM_SLOT_HFLAGS);
+        *h = (*h & ~(uint64_t)FVM_ARITH_FLAGS) | (flags & FVM_ARITH_FLAGS);
+        n -= rest;
+        *ret_end = s->rep && (s->rep == 1) != !!(flags & FVM_F_ZF);
+    }
+    }
+    int64_t step = (back ? -1 : 1) * (int64_t)(n * s->size);
+    if (uses_src)
+        advance(s, &r[FVM_RSI], step);
+    if (uses_dst)
+        advance(s, &r[FVM_RDI], step);
+    *ret_done = n;
+    return 0;
+}
+
+unsigned fvm_fast_string(struct fvm_vcpu *v)
+{
+    const struct fvm_site *site = &v->engine->sites[*fvm_slot(v, FVM_SLOT_ARG) & 0xffffffffu];
+    uint32_t p = (uint32_t)*fvm_slot(v, FVM_SLOT_TMP);
+    unsigned seg = (p >> 12) & 7;
+    struct string_op s = {.op = p & 15, .size = (p >> 4) & 15, .rep = (p >> 8) & 3, .a32 = (p >> 16) & 1,
+                          .seg_base = seg == FVM_FS ? v->seg_base_fs : seg == FVM_GS ? v->seg_base_gs : 0};
+    bool end = false;
+    uint64_t done;
+    if (!s.rep)
+        return string_chunk(v, &s, 1, &done, &end) ? 0 : resume(v, site);
+    while (!end && masked(&s, v->regs[FVM_RCX])) {
+        if (string_chunk(v, &s, masked(&s, v->regs[FVM_RCX]), &done, &end))
+            return 0;
+        advance(&s, &v->regs[FVM_RCX], -(int64_t)done);
+        if (v->request && !end && masked(&s, v->regs[FVM_RCX])) {
+            leave(v, FVM_EXIT_STRING);
+            return 0;
+        }
+    }
+    return resume(v, site);
+}

@@ -1,0 +1,362 @@
+/*
+ * front.c - from guest bytes to a block: fetch, decode, choose where the block ends and which registers it spills, emit.
+ *
+ * The page is marked as code (write right withheld) before its bytes are read, so a concurrent writer is seen either by us or
+ * by the code hook. Every byte read, also those looked at behind a branch to learn whether flags are dead there, is noted in
+ * the page's byte map: a write to any of them drops the page's blocks.
+ */
+#include "vmm/cpu/translate/tr.h"
+
+struct fetch {
+    const uint8_t *page;   /* hva of the page that rip is in */
+    uint64_t gpa;          /* of rip */
+    uint64_t entry2;       /* shadow entry of the next page, when an instruction crosses */
+    uint64_t gpa2;         /* of the next page */
+    const uint8_t *page2;
+};
+
+static int fetch_page(struct fvm_vcpu *v, uint64_t va, bool user, const uint8_t **ret_hva, uint64_t *ret_gpa,
+                      uint64_t *ret_entry, struct fvm_fault *fault)
+{
+    unsigned right = user ? FVM_S_UX : FVM_S_KX;
+    uint64_t entry = fvm_shadow_peek(v->shadow, va);
+    if (!(entry & right)) {
+        fvm_gpa gpa;
+        enum fvm_shadow_result r = fvm_shadow_miss(v->shadow, va, FVM_X | (user ? FVM_USER : 0), &entry, &gpa, fault);
+        if (r == FVM_SHADOW_FAULT)
+            return FVM_FAULT;
+        if (r != FVM_SHADOW_OK) { /* instruction fetch from a device: as good as a bus error */
+            *fault = (struct fvm_fault){.vector = FVM_EXC_GP, .has_code = true};
+            return FVM_FAULT;
+        }
+    }
+    const uint8_t *hva = (const uint8_t *)(va + (entry & ~0xffull));
+    *ret_hva = (const uint8_t *)((uintptr_t)hva & ~(uintptr_t)FVM_PAGE_MASK);
+    *ret_gpa = (uint64_t)(hva - v->ram->base);
+    fvm_pfn pfn = *ret_gpa >> FVM_PAGE_SHIFT;
+    if (!(v->ram->flags[pfn] & FVM_PAGE_CODE)) {
+        for (unsigned k = 0; k < v->engine->vcpu_count; k++)
+            fvm_shadow_protect_page(v->engine->vcpus[k]->shadow, pfn);
+        entry = fvm_shadow_peek(v->shadow, va);
+    }
+    *ret_entry = entry;
+    return 0;
+}
+
+static void note_bytes(struct fvm_engine *e, uint64_t gpa, unsigned len)
+{
+    struct fvm_code_page *p = fvm_code_page_get(e, gpa >> FVM_PAGE_SHIFT);
+    unsigned o = gpa & FVM_PAGE_MASK;
+    for (unsigned k = o; k < o + len && k < FVM_PAGE_SIZE; k++)
+        p->bytes[k >> 3] |= (uint8_t)(1u << (k & 7));
+}
+
+/* Are any arithmetic flags read at `target` before being written? Looks at a few instructions of the same page. */
+static uint16_t flags_live_at(struct fvm_tr *tr, const struct fetch *f, uint64_t target)
+{
+    uint16_t pending = FVM_ARITH_FLAGS;
+    if ((target & ~FVM_PAGE_MASK) != (tr->rip & ~FVM_PAGE_MASK))
+        return pending;
+    unsigned o = target & FVM_PAGE_MASK, first = o;
+    struct fvm_tr_insn i;
+    for (unsigned n = 0; n < 6 && pending; n++) {
+        memset(&i, 0, offsetof(struct fvm_tr_insn, in));
+        if (fvm_decode(f->page + o, FVM_PAGE_SIZE - o, tr->bits, &i.in) != FVM_DECODE_OK)
+            break;
+        fvm_tr_flags_analyse(&i);
+        if (i.f_read & pending)
+            break;
+        pending &= (uint16_t)~i.f_kill;
+        o += i.in.len;
+        if (i.in.z.meta.branch_type != ZYDIS_BRANCH_TYPE_NONE || fvm_insn_is_system(&i.in))
+            break;
+    }
+    if (!pending)
+        note_bytes(tr->e, (f->gpa & ~FVM_PAGE_MASK) + first, o - first);
+    return pending;
+}
+
+static uint16_t live_at_end(struct fvm_tr *tr, const struct fetch *f)
+{
+    struct fvm_tr_insn *last = &tr->insns[tr->n - 1];
+    uint64_t next = fvm_tr_next_rip(tr, last), target = next + (uint64_t)last->in.z.raw.imm[0].value.s;
+    switch (last->class) {
+    case FVM_C_JMP: case FVM_C_CALL:
+        return flags_live_at(tr, f, target);
+    case FVM_C_JCC: {
+        uint16_t l = flags_live_at(tr, f, target);
+        return l == FVM_ARITH_FLAGS ? l : (uint16_t)(l | flags_live_at(tr, f, next));
+    }
+    default:
+        return fvm_tr_ends_block(last) ? FVM_ARITH_FLAGS : flags_live_at(tr, f, next);
+    }
+}
+
+/* Free registers for the block, or false when adding `i` leaves too few. */
+static bool pick_victims(const struct fvm_tr *tr, uint16_t used, uint8_t need, bool high, uint8_t ret[3])
+{
+    static const uint8_t order[15] = {FVM_RAX, FVM_RCX, FVM_RDX, FVM_RBX, FVM_RSI, FVM_RDI, FVM_RBP,
+                                      FVM_R8, FVM_R9, FVM_R10, FVM_R11, FVM_R12, FVM_R13, FVM_R14, FVM_R15};
+    unsigned want = need & 4 ? 3 : need & 2 ? 2 : need & 1, got = 0;
+    (void)tr;
+    for (unsigned k = 0; k < (high ? 7u : 15u) && got < want; k++)
+        if (!(used & 1u << order[k]))
+            ret[got++] = order[k];
+    return got == want;
+}
+
+static int decode_block(struct fvm_tr *tr, struct fetch *f, struct fvm_fault *fault)
+{
+    unsigned o = tr->rip & FVM_PAGE_MASK, max = tr->mode & FVM_MODE_SINGLE ? 1 : FVM_BLOCK_INSNS_MAX;
+    uint16_t used = 0;
+    uint8_t need = 0;
+    bool high = false;
+    while (tr->n < max) {
+        struct fvm_tr_insn *i = &tr->insns[tr->n];
+        memset(i, 0, offsetof(struct fvm_tr_insn, in));
+        memset((uint8_t *)i + offsetof(struct fvm_tr_insn, off), 0, sizeof *i - offsetof(struct fvm_tr_insn, off));
+        int r = o < FVM_PAGE_SIZE ? fvm_decode(f->page + o, FVM_PAGE_SIZE - o, tr->bits, &i->in) : FVM_DECODE_SHORT;
+        if (r == FVM_DECODE_SHORT) {
+            if (tr->n)
+                break;
+            uint64_t va2 = (tr->rip & ~FVM_PAGE_MASK) + FVM_PAGE_SIZE;
+            if (fetch_page(tr->v, va2, tr->user, &f->page2, &f->gpa2, &f->entry2, fault))
+                return FVM_FAULT;
+            uint8_t both[32];
+            unsigned have = (unsigned)FVM_PAGE_SIZE - o;
+            memcpy(both, f->page + o, have);
+            memcpy(both + have, f->page2, 15);
+            r = fvm_decode(both, have + 15, tr->bits, &i->in);
+            tr->b->cross_page = 1;
+        }
+        i->off = (uint16_t)(o - (tr->rip & FVM_PAGE_MASK));
+        if (r != FVM_DECODE_OK) {
+            if (tr->n)
+                break;
+            i->class = FVM_C_UD;
+            i->in.len = 1;
+            tr->n = 1;
+            return 0;
+        }
+        fvm_tr_classify(tr, i);
+        uint8_t v3[3];
+        if (!pick_victims(tr, used | i->regs | 1u << FVM_RSP, need | i->need, high || i->high_byte, v3)) {
+            fvm_assert(tr->n);
+            break;
+        }
+        used |= i->regs;
+        need |= i->need;
+        high |= i->high_byte;
+        tr->n++;
+        o += i->in.len;
+        if (fvm_tr_ends_block(i) || tr->b->cross_page)
+            break;
+    }
+    struct fvm_tr_insn *last = &tr->insns[tr->n - 1];
+    if (last->class == FVM_C_STI) /* the instruction in its shadow must be in the same block: let C do it */
+        last->class = FVM_C_SYSTEM, last->need = 0;
+    uint8_t v3[3] = {FVM_NOREG, FVM_NOREG, FVM_NOREG};
+    pick_victims(tr, used | 1u << FVM_RSP, need, high, v3);
+    tr->u = v3[0];
+    tr->t = v3[1];
+    tr->x = v3[2];
+    for (unsigned k = 0; k < 3 && v3[k] != FVM_NOREG; k++)
+        tr->b->victim[tr->b->victim_count++] = v3[k];
+    return 0;
+}
+
+static void emit_ident_mem(struct fvm_tr *tr, struct fvm_tr_insn *i)
+{
+    struct fvm_memref m;
+    struct fvm_hostref h;
+    const ZydisDecodedOperand *o = &i->in.ops[i->mem_op];
+    unsigned want = o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE ? FVM_W : 0;
+    if (o->actions & ZYDIS_OPERAND_ACTION_MASK_READ || !want)
+        want |= FVM_R;
+    fvm_tr_memref(tr, i, i->mem_op, &m);
+    fvm_tr_memop(tr, &m, o->size / 8u, want, &h);
+    fvm_tr_flags_before_op(tr, FVM_NOREG);
+    tr->e->marks[tr->b->mark_first + tr->cur].flags_saved = tr->saved;
+    fvm_tr_op_mem(tr, &i->in, &h);
+    fvm_tr_flags_after_op(tr);
+}
+
+static void emit_fast_sys(struct fvm_tr *tr, struct fvm_tr_insn *i)
+{
+    e_fs_store_imm(&tr->em, FVM_SLOT_TMP, i->in.z.mnemonic == ZYDIS_MNEMONIC_SYSCALL ? 1 : i->in.z.operand_width == 64 ? 2 : 3);
+    fvm_tr_exit_stub(tr, FVM_TRAMP_SYS);
+}
+
+static void emit_insn(struct fvm_tr *tr, struct fvm_tr_insn *i)
+{
+    struct fvm_insn_mark *mark = &tr->e->marks[tr->b->mark_first + tr->cur];
+    *mark = (struct fvm_insn_mark){.host_off = (uint16_t)tr->em.at, .guest_off = i->off & 0xfffu, .flags_saved = tr->saved};
+    switch (i->class) {
+    case FVM_C_IDENT:
+        fvm_tr_flags_before_op(tr, FVM_NOREG);
+        mark->flags_saved = tr->saved;
+        fvm_tr_copy(tr, &i->in);
+        fvm_tr_flags_after_op(tr);
+        break;
+    case FVM_C_IDENT_MEM:
+        emit_ident_mem(tr, i);
+        break;
+    case FVM_C_PUSH: case FVM_C_POP: case FVM_C_LEAVE: case FVM_C_PUSHF:
+        fvm_tr_emit_stack(tr, i);
+        break;
+    case FVM_C_JMP: case FVM_C_JCC: case FVM_C_LOOP: case FVM_C_CALL: case FVM_C_RET: case FVM_C_JMP_IND: case FVM_C_CALL_IND:
+        fvm_tr_emit_branch(tr, i);
+        break;
+    case FVM_C_FAST_SYS:
+        emit_fast_sys(tr, i);
+        break;
+    case FVM_C_SYSTEM: case FVM_C_ONE: case FVM_C_UD: case FVM_C_NM:
+        e_fs_store_imm(&tr->em, FVM_SLOT_TMP, i->class);
+        fvm_tr_exit_stub(tr, FVM_TRAMP_SYSTEM);
+        break;
+    default:
+        fvm_tr_emit_misc(tr, i);
+    }
+}
+
+static void emit_cold(struct fvm_tr *tr)
+{
+    struct fvm_emit *em = &tr->em;
+    for (unsigned k = 0; k < tr->cold_n; k++) {
+        struct fvm_cold *c = &tr->cold[k];
+        switch (c->kind) {
+        case FVM_COLD_MEM: fvm_tr_cold_mem(tr, c); break;
+        case FVM_COLD_EXIT: fvm_tr_cold_exit(tr, c); break;
+        case FVM_COLD_INDIRECT: fvm_tr_cold_indirect(tr, c); break;
+        case FVM_COLD_STI:
+            e_patch_here(em, c->from1);
+            if (c->flags_saved)
+                fvm_tr_emit_flags_restore(em, FVM_NOREG);
+            fvm_tr_restore_victims(tr);
+            tr->e->sites[c->site].flags_saved = 0;
+            e_fs_store_imm(em, FVM_SLOT_TMP, FVM_C_SYSTEM);
+            e_fs_store_imm(em, FVM_SLOT_ARG, c->site);
+            fvm_tr_jmp_tramp(tr, FVM_TRAMP_SYSTEM);
+            break;
+        }
+    }
+}
+
+/* A block with an instruction across two pages is valid only while the second page is what it was. */
+static void emit_second_page_check(struct fvm_tr *tr, const struct fetch *f, uint32_t *ret_to_dead)
+{
+    struct fvm_emit *em = &tr->em;
+    uint64_t va2 = (tr->rip & ~FVM_PAGE_MASK) + FVM_PAGE_SIZE;
+    e_fs_store(em, FVM_SLOT_TMP, FVM_RCX);
+    e_fs_store(em, FVM_SLOT_TMP2, FVM_RDX);
+    e_mov_imm(em, FVM_RCX, ((va2 << 16) >> 28) * 8);
+    e8(em, 0x65);
+    e_op_mem(em, true, 0x8b, FVM_RCX, FVM_RCX, FVM_NOREG, 0, 0);
+    e_mov_imm(em, FVM_RDX, 0 - f->entry2);
+    e_lea(em, FVM_RCX, FVM_RCX, FVM_RDX, 0, 0);
+    e_fs_load(em, FVM_RDX, FVM_SLOT_TMP2);
+    e8(em, 0xe3);
+    uint32_t short_at = em->at;
+    e8(em, 0);
+    e_fs_load(em, FVM_RCX, FVM_SLOT_TMP);
+    *ret_to_dead = e_jmp(em);
+    em->buf[short_at] = (uint8_t)(em->at - short_at - 1);
+    e_fs_load(em, FVM_RCX, FVM_SLOT_TMP);
+}
+
+static void emit_block(struct fvm_tr *tr, const struct fetch *f)
+{
+    static const uint32_t slots[3] = {FVM_SLOT_V0, FVM_SLOT_V1, FVM_SLOT_V2};
+    struct fvm_emit *em = &tr->em;
+    struct fvm_block *b = tr->b;
+    uint32_t to_dead = 0;
+    while (em->at < 5 && !b->victim_count && !b->cross_page) /* room to overwrite the entry by a jump: see code.c */
+        e8(em, 0x90);
+    if (b->cross_page)
+        emit_second_page_check(tr, f, &to_dead);
+    for (unsigned k = 0; k < b->victim_count; k++)
+        e_fs_store(em, slots[k], b->victim[k]);
+    b->inner_off = b->code_off + em->at;
+    for (tr->cur = 0; tr->cur < tr->n; tr->cur++) {
+        fvm_assert(em->at + 1024 < em->max);
+        emit_insn(tr, &tr->insns[tr->cur]);
+    }
+    tr->cur = tr->n - 1;
+    if (!tr->ended)
+        fvm_tr_exit_direct(tr, fvm_tr_next_rip(tr, &tr->insns[tr->n - 1]));
+    emit_cold(tr);
+    b->dead_off = b->code_off + em->at;
+    if (to_dead)
+        e_patch_here(em, to_dead);
+    e_fs_store_imm(em, FVM_SLOT_ARG, tr->block);
+    fvm_tr_jmp_tramp(tr, FVM_TRAMP_DEAD);
+    if (b->live_flags) {
+        b->saved_off = b->code_off + em->at;
+        fvm_tr_emit_flags_restore(em, FVM_NOREG);
+        e_jmp_to(em, 0);
+    } else {
+        b->saved_off = b->code_off;
+    }
+}
+
+static void begin_block(struct fvm_tr *tr, struct fvm_vcpu *v, uint8_t mode, uint64_t gpa)
+{
+    struct fvm_engine *e = v->engine;
+    tr->v = v;
+    tr->e = e;
+    tr->rip = v->rip;
+    tr->mode = mode;
+    tr->bits = (mode & FVM_MODE_BITS) == 2 ? 64 : (mode & FVM_MODE_BITS) == 1 ? 32 : 16;
+    tr->user = (mode & FVM_MODE_USER) != 0;
+    tr->block = e->block_count;
+    tr->b = &e->blocks[tr->block];
+    *tr->b = (struct fvm_block){.rip = v->rip, .gpa = gpa, .mode = mode, .code_off = (uint32_t)e->code_used,
+                                .mark_first = e->mark_count, .exit_first = e->exit_count, .next_hash = FVM_NONE,
+                                .next_page = FVM_NONE, .incoming = FVM_NONE};
+    tr->em = (struct fvm_emit){.buf = e->code_rw + e->code_used, .max = FVM_BLOCK_CODE_MAX};
+}
+
+static bool room_for_block(const struct fvm_engine *e)
+{
+    return e->code_used + FVM_BLOCK_CODE_MAX <= e->code_bytes && e->block_count + 1 < e->block_max &&
+           e->exit_count + 8 < e->exit_max && e->site_count + FVM_BLOCK_INSNS_MAX * 3 < e->site_max &&
+           e->mark_count + FVM_BLOCK_INSNS_MAX < e->mark_max;
+}
+
+uint32_t fvm_translate(struct fvm_vcpu *v, uint8_t mode, struct fvm_fault *fault)
+{
+    struct fvm_engine *e = v->engine;
+    struct fetch f = {0};
+    uint64_t entry;
+    if (!room_for_block(e))
+        fvm_code_flush(e);
+    if (fetch_page(v, v->rip, (mode & FVM_MODE_USER) != 0, &f.page, &f.gpa, &entry, fault))
+        return FVM_NONE;
+    struct fvm_tr tr;
+    struct fvm_tr_insn insns[FVM_BLOCK_INSNS_MAX];
+    memset(&tr, 0, offsetof(struct fvm_tr, cold));
+    tr.cold_n = 0;
+    tr.ended = false;
+    tr.insns = insns;
+    begin_block(&tr, v, mode, f.gpa);
+    if (decode_block(&tr, &f, fault))
+        return FVM_NONE;
+    struct fvm_tr_insn *last = &insns[tr.n - 1];
+    tr.b->guest_len = (uint16_t)(last->off + last->in.len);
+    tr.b->mark_count = (uint8_t)tr.n;
+    e->mark_count += tr.n;
+    note_bytes(e, f.gpa, tr.b->guest_len);
+    if (tr.b->cross_page)
+        note_bytes(e, f.gpa2, 15);
+    tr.b->gpa2 = f.gpa2;
+    fvm_tr_flags_liveness(&tr, live_at_end(&tr, &f));
+    tr.b->live_flags = insns[0].live_in != 0;
+    emit_block(&tr, &f);
+    tr.b->code_len = tr.em.at;
+    e->code_used = (e->code_used + tr.em.at + 15) & ~15ull;
+    e->block_count++;
+    e->stats.blocks++;
+    e->stats.guest_insns_translated += tr.n;
+    fvm_code_add(e, tr.block);
+    return tr.block;
+}

@@ -1,0 +1,90 @@
+/*
+ * lookup.c - reading the code cache's tables and cutting links: what fast helpers and the signal handler may call.
+ * Compiled without vector registers; no libc, no locks.
+ */
+#include "vmm/cpu/translate/engine.h"
+
+uint8_t fvm_mode_of(const struct fvm_vcpu *v)
+{
+    unsigned bits = fvm_vcpu_code_bits(v);
+    uint8_t mode = bits == 64 ? 2 : bits == 32 ? 1 : 0;
+    if (v->cpl == 3)
+        mode |= FVM_MODE_USER;
+    if (v->cr0 & (FVM_CR0_TS | FVM_CR0_EM))
+        mode |= FVM_MODE_FPU_TRAP;
+    if ((v->rflags & FVM_F_TF) || v->int_shadow)
+        mode |= FVM_MODE_SINGLE;
+    return mode;
+}
+
+uint32_t fvm_code_hash(const struct fvm_engine *e, uint64_t gpa, uint64_t rip, uint8_t mode)
+{
+    uint64_t h = (gpa ^ (rip >> 7) ^ (uint64_t)mode << 20) * 0x9e3779b97f4a7c15ull;
+    return (uint32_t)(h >> 40) & e->hash_mask;
+}
+
+uint32_t fvm_code_find(const struct fvm_engine *e, uint64_t gpa, uint64_t rip, uint8_t mode)
+{
+    for (uint32_t n = e->hash[fvm_code_hash(e, gpa, rip, mode)]; n != FVM_NONE; n = e->blocks[n].next_hash) {
+        const struct fvm_block *b = &e->blocks[n];
+        if (b->gpa == gpa && b->rip == rip && b->mode == mode && !b->dead)
+            return n;
+    }
+    return FVM_NONE;
+}
+
+void fvm_code_set_rel32(struct fvm_engine *e, const struct fvm_block *from, uint32_t at, uint32_t to_off)
+{
+    /* `at` is relative to the block, to_off to the cache; a rel32 never crosses a cache line for long: one store */
+    int32_t rel = (int32_t)(to_off - (from->code_off + at + 4));
+    uint8_t *p = e->code_rw + from->code_off + at;
+    __atomic_store_n((int32_t *)(void *)p, rel, __ATOMIC_RELEASE);
+}
+
+void fvm_code_unlink_exit(struct fvm_engine *e, uint32_t n)
+{
+    struct fvm_exit *x = &e->exits[n];
+    const struct fvm_block *b = &e->blocks[x->block];
+    fvm_code_set_rel32(e, b, x->jump_off, b->code_off + x->stub_off);
+    if (x->check_off)
+        fvm_code_set_rel32(e, b, x->check_jump_off, b->code_off + x->stub_off);
+}
+
+void fvm_code_unlink_block(struct fvm_engine *e, struct fvm_block *b)
+{
+    for (unsigned k = 0; k < b->exit_count; k++)
+        fvm_code_unlink_exit(e, b->exit_first + k);
+}
+
+uint32_t fvm_code_block_at(const struct fvm_engine *e, uint64_t host_pc)
+{
+    uint64_t off = host_pc - (uint64_t)(uintptr_t)e->code;
+    if (off >= e->code_used || !e->block_count)
+        return FVM_NONE;
+    uint32_t lo = 0, hi = e->block_count;
+    while (hi - lo > 1) {
+        uint32_t mid = (lo + hi) / 2;
+        if (e->blocks[mid].code_off <= off)
+            lo = mid;
+        else
+            hi = mid;
+    }
+    const struct fvm_block *b = &e->blocks[lo];
+    return off >= b->code_off && off < b->code_off + b->code_len ? lo : FVM_NONE;
+}
+
+bool fvm_code_touches(const struct fvm_engine *e, fvm_gpa gpa, uint64_t len)
+{
+    while (len) {
+        uint64_t o = gpa & FVM_PAGE_MASK, n = FVM_MIN(len, FVM_PAGE_SIZE - o);
+        const struct fvm_code_page *p = e->pages[gpa >> FVM_PAGE_SHIFT];
+        if (p)
+            for (uint64_t k = o; k < o + n; k++)
+                if (p->bytes[k >> 3] & 1u << (k & 7))
+                    return true;
+        gpa += n;
+        len -= n;
+    }
+    return false;
+}
+

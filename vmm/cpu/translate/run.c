@@ -1,0 +1,294 @@
+/*
+ * run.c - the dispatcher: between two stretches of translated code, on the vCPU's thread.
+ *
+ * Each turn: what others asked for (requests), what the guest must take now (NMI, interrupts), the block for rip, and then the
+ * reason why translated code was left. State in struct fvm_vcpu is precise throughout.
+ */
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdlib.h>
+
+#include "base/log.h"
+#include "vmm/cpu/translate/engine.h"
+
+static void say(struct fvm_vcpu *v, unsigned what, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+static void say(struct fvm_vcpu *v, unsigned what, const char *fmt, ...)
+{
+    const struct fvm_engine_config *c = &v->engine->config;
+    if (!(c->trace & what))
+        return;
+    FILE *f = c->trace_file ? c->trace_file : stderr;
+    va_list ap;
+    va_start(ap, fmt);
+    fprintf(f, "cpu%u ", v->index);
+    vfprintf(f, fmt, ap);
+    fputc('\n', f);
+    va_end(ap);
+}
+
+static void shutdown_vcpu(struct fvm_vcpu *v, const char *why)
+{
+    struct fvm_vcpu_priv *p = v->priv;
+    v->run = FVM_RUN_SHUTDOWN;
+    p->why = why;
+}
+
+static void deliver(struct fvm_vcpu *v, enum fvm_event_kind kind, const struct fvm_fault *f)
+{
+    say(v, FVM_TRACE_INT, "%s %02x code %x cr2 %" PRIx64 " rip %" PRIx64 " rsp %" PRIx64 " cpl %u",
+        kind == FVM_EVENT_EXTERNAL ? "intr" : "fault", f->vector, f->has_code ? f->code : 0, f->cr2, v->rip, v->regs[4], v->cpl);
+    v->int_shadow = 0;
+    fvm_event_deliver(v, kind, f);
+    if (v->run == FVM_RUN_HALTED)
+        v->run = FVM_RUN_NORMAL;
+    if (v->run == FVM_RUN_SHUTDOWN)
+        shutdown_vcpu(v, "triple fault");
+}
+
+/* ---- requests ---- */
+
+void fvm_run_park(struct fvm_vcpu_priv *p)
+{
+    pthread_mutex_lock(&p->lock);
+    p->parked = true;
+    p->sleeping = 1;
+    pthread_cond_broadcast(&p->cond);
+    while (p->stop && !p->quit)
+        pthread_cond_wait(&p->cond, &p->lock);
+    p->sleeping = 0;
+    p->parked = false;
+    pthread_mutex_unlock(&p->lock);
+}
+
+static void handle_requests(struct fvm_vcpu *v)
+{
+    struct fvm_vcpu_priv *p = v->priv;
+    uint32_t r = __atomic_exchange_n(&v->request, 0, __ATOMIC_ACQ_REL);
+    if (r & FVM_REQ_INVALIDATE)
+        fvm_code_process_invalidations(v->engine);
+    if (r & FVM_REQ_WITHDRAW)
+        fvm_shadow_withdraw_writes(v->shadow);
+    if (r & FVM_REQ_IRQ)
+        p->irq_check = true;
+    if (r & FVM_REQ_NMI)
+        v->nmi_pending = 1;
+    if (r & FVM_REQ_INIT) {
+        fvm_vcpu_reset_state(v, true);
+        v->run = FVM_RUN_WAIT_SIPI;
+        fvm_control_reload(v);
+    }
+    if ((r & FVM_REQ_SIPI) && v->run == FVM_RUN_WAIT_SIPI) {
+        v->seg[FVM_CS].sel = (uint16_t)(v->sipi_vector << 8);
+        v->seg[FVM_CS].base = (uint64_t)v->sipi_vector << 12;
+        v->rip = 0;
+        v->run = FVM_RUN_NORMAL;
+    }
+    if (r & FVM_REQ_STOP && p->has_thread)
+        fvm_run_park(p);
+}
+
+static void take_interrupts(struct fvm_vcpu *v)
+{
+    struct fvm_vcpu_priv *p = v->priv;
+    if (v->nmi_pending && !v->nmi_blocked && !v->int_shadow) {
+        struct fvm_fault f = {.vector = FVM_EXC_NMI};
+        v->nmi_pending = 0;
+        v->nmi_blocked = 1;
+        deliver(v, FVM_EVENT_EXTERNAL, &f);
+    }
+    if (!p->irq_check)
+        return;
+    *(uint8_t *)fvm_slot(v, FVM_SLOT_WINDOW) = 0;
+    if (!v->iflag || v->int_shadow) {
+        if (fvm_irq_cpu_pending(v->irq, v->index))
+            *(uint8_t *)fvm_slot(v, FVM_SLOT_WINDOW) = 1;
+        else
+            p->irq_check = false;
+        return;
+    }
+    int vector = fvm_irq_cpu_pending(v->irq, v->index) ? fvm_irq_cpu_ack(v->irq, v->index) : -1;
+    if (vector < 0) {
+        p->irq_check = false;
+        return;
+    }
+    p->stats.irqs++;
+    struct fvm_fault f = {.vector = (uint8_t)vector};
+    deliver(v, FVM_EVENT_EXTERNAL, &f);
+    if (fvm_irq_cpu_pending(v->irq, v->index)) /* the next one waits for IF, which the gate cleared */
+        *(uint8_t *)fvm_slot(v, FVM_SLOT_WINDOW) = 1;
+    else
+        p->irq_check = false;
+}
+
+static void wait_halted(struct fvm_vcpu *v)
+{
+    struct fvm_vcpu_priv *p = v->priv;
+    pthread_mutex_lock(&p->lock);
+    __atomic_store_n(&p->sleeping, 1, __ATOMIC_SEQ_CST);
+    while (!__atomic_load_n(&v->request, __ATOMIC_SEQ_CST) && !p->quit)
+        pthread_cond_wait(&p->cond, &p->lock);
+    p->sleeping = 0;
+    pthread_mutex_unlock(&p->lock);
+}
+
+/* ---- blocks ---- */
+
+static uint32_t block_for(struct fvm_vcpu *v, uint8_t mode, struct fvm_fault *fault)
+{
+    struct fvm_engine *e = v->engine;
+    uint64_t entry = fvm_shadow_peek(v->shadow, v->rip);
+    uint32_t n = FVM_NONE;
+    if (entry & (mode & FVM_MODE_USER ? FVM_S_UX : FVM_S_KX))
+        n = fvm_code_find(e, v->rip + (entry & ~0xffull) - (uint64_t)(uintptr_t)v->ram->base, v->rip, mode);
+    if (n == FVM_NONE) {
+        uint64_t t0 = fvm_now_ns();
+        n = fvm_translate(v, mode, fault);
+        e->stats.host_ns_translating += fvm_now_ns() - t0;
+    }
+    return n;
+}
+
+static void enter_block(struct fvm_vcpu *v, uint32_t n, uint8_t mode)
+{
+    struct fvm_vcpu_priv *p = v->priv;
+    struct fvm_engine *e = v->engine;
+    const struct fvm_block *b = &e->blocks[n];
+    if (p->link_exit != FVM_NONE && p->link_generation == e->flush_generation && e->exits[p->link_exit].target == v->rip)
+        fvm_code_link(e, v, p->link_exit, n);
+    p->link_exit = FVM_NONE;
+    p->ring[p->ring_pos % FVM_RING].rip = v->rip;
+    p->ring[p->ring_pos % FVM_RING].mode = mode;
+    p->ring_pos++;
+    if (e->config.trace & FVM_TRACE_EXEC) {
+        const uint64_t *r = v->regs;
+        say(v, FVM_TRACE_EXEC, "rip %016" PRIx64 " f %03" PRIx64 " ax %" PRIx64 " cx %" PRIx64 " dx %" PRIx64 " bx %" PRIx64
+            " sp %" PRIx64 " bp %" PRIx64 " si %" PRIx64 " di %" PRIx64 " 8 %" PRIx64 " 9 %" PRIx64 " 10 %" PRIx64 " 11 %" PRIx64
+            " 12 %" PRIx64 " 13 %" PRIx64 " 14 %" PRIx64 " 15 %" PRIx64, v->rip, v->rflags & FVM_HOST_FLAGS, r[0], r[1], r[2], r[3],
+            r[4], r[5], r[6], r[7], r[8], r[9], r[10], r[11], r[12], r[13], r[14], r[15]);
+    }
+    *fvm_slot(v, FVM_SLOT_HFLAGS) = v->rflags;
+    fvm_enter(v, e->code + b->code_off);
+    v->seg[FVM_GS].base = v->seg_base_gs;
+    p->stats.exits++;
+}
+
+/* ---- exits ---- */
+
+static int exec_system(struct fvm_vcpu *v, unsigned class, struct fvm_fault *fault)
+{
+    struct fvm_vcpu_priv *p = v->priv;
+    p->stats.helper_calls++;
+    return fvm_exec_class(v, class, fault);
+}
+
+static void fault_from_slots(struct fvm_vcpu *v, struct fvm_fault *f)
+{
+    uint64_t code = *fvm_slot(v, FVM_SLOT_FAULT_CODE);
+    *f = (struct fvm_fault){.vector = (uint8_t)*fvm_slot(v, FVM_SLOT_FAULT_VEC), .has_code = code >> 32, .code = (uint32_t)code,
+                            .cr2 = *fvm_slot(v, FVM_SLOT_FAULT_CR2)};
+}
+
+/* 0, or FVM_FAULT with *f to deliver at v->rip */
+static int handle_exit(struct fvm_vcpu *v, struct fvm_fault *f)
+{
+    struct fvm_vcpu_priv *p = v->priv;
+    struct fvm_engine *e = v->engine;
+    uint32_t arg = (uint32_t)*fvm_slot(v, FVM_SLOT_ARG);
+    unsigned class = (uint32_t)*fvm_slot(v, FVM_SLOT_TMP);
+    switch (*fvm_slot(v, FVM_SLOT_REASON)) {
+    case FVM_EXIT_BAIL:
+        return 0;
+    case FVM_EXIT_DIRECT:
+        fvm_recover_flags(v, false);
+        v->rip = e->exits[arg].target;
+        p->link_exit = arg;
+        p->link_generation = e->flush_generation;
+        return 0;
+    case FVM_EXIT_INDIRECT:
+        fvm_recover_flags(v, true);
+        v->rip = *fvm_slot(v, FVM_SLOT_TGT);
+        return 0;
+    case FVM_EXIT_SYSTEM:
+        fvm_recover_site(v, arg);
+        return exec_system(v, class, f);
+    case FVM_EXIT_MEM:
+        fvm_recover_site(v, arg);
+        p->stats.exec_one++;
+        return fvm_exec_one(v, f);
+    case FVM_EXIT_FAULT:
+        fvm_recover_site(v, arg);
+        fault_from_slots(v, f);
+        return FVM_FAULT;
+    case FVM_EXIT_SIGNAL:
+        fault_from_slots(v, f);
+        return FVM_FAULT;
+    case FVM_EXIT_DEAD:
+        fvm_recover_flags(v, false);
+        v->rip = e->blocks[arg].rip;
+        fvm_code_drop(e, arg);
+        return 0;
+    case FVM_EXIT_STRING:
+        fvm_recover_site(v, arg);
+        return 0;
+    case FVM_EXIT_RIP:
+        return 0;
+    default:
+        fvm_assert(!"exit reason");
+        return 0;
+    }
+}
+
+static bool take_fault(struct fvm_vcpu *v, const struct fvm_fault *f, struct fvm_run_result *result)
+{
+    struct fvm_vcpu_priv *p = v->priv;
+    p->stats.faults++;
+    if (p->return_faults) {
+        result->faulted = true;
+        result->fault = *f;
+        return false;
+    }
+    deliver(v, FVM_EVENT_FAULT, f);
+    return v->run != FVM_RUN_SHUTDOWN;
+}
+
+bool fvm_run_step(struct fvm_vcpu *v, struct fvm_run_result *result)
+{
+    struct fvm_vcpu_priv *p = v->priv;
+    struct fvm_fault fault;
+    if (v->request)
+        handle_requests(v);
+    if (p->quit || v->run == FVM_RUN_SHUTDOWN)
+        return false;
+    if (p->irq_check || v->nmi_pending)
+        take_interrupts(v);
+    if (v->run == FVM_RUN_HALTED || v->run == FVM_RUN_WAIT_SIPI) {
+        if (p->return_faults)
+            return false;
+        wait_halted(v);
+        return true;
+    }
+    if (v->run == FVM_RUN_SHUTDOWN)
+        return false;
+    uint8_t mode = fvm_mode_of(v);
+    if (v->engine->config.single_insn)
+        mode |= FVM_MODE_SINGLE;
+    uint32_t n = block_for(v, mode, &fault);
+    if (n == FVM_NONE)
+        return take_fault(v, &fault, result);
+    bool trap = (v->rflags & FVM_F_TF) != 0;
+    uint8_t shadow = v->int_shadow;
+    v->int_shadow = 0;
+    enter_block(v, n, mode);
+    if (*fvm_slot(v, FVM_SLOT_REASON) == FVM_EXIT_BAIL) {
+        v->int_shadow = shadow;
+        return true;
+    }
+    if (handle_exit(v, &fault))
+        return take_fault(v, &fault, result);
+    if (FVM_UNLIKELY(trap) && !p->return_faults) {
+        struct fvm_fault db = {.vector = FVM_EXC_DB};
+        v->dr[6] |= 0x4000; /* BS */
+        deliver(v, FVM_EVENT_FAULT, &db);
+    }
+    return v->run != FVM_RUN_SHUTDOWN;
+}

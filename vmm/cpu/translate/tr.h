@@ -1,0 +1,148 @@
+/*
+ * tr.h - one translation in progress (front.c analyses, the others emit). Only files of translate/ include this.
+ *
+ * Scratch registers: guest registers that no instruction of the block names are spilled in the prologue ("victims") and free for the
+ * whole block: u (entry/addend), t (address or value), x (third). A block is cut before it would name so many registers that
+ * none is left.
+ *
+ * Guest flags are in the host's flags (HOST) or, once an emitted check would destroy live ones, in SLOT_FLAGS (SAVED).
+ */
+#ifndef FVM_TRANSLATE_TR_H
+#define FVM_TRANSLATE_TR_H
+
+#include "vmm/cpu/translate/emit.h"
+#include "vmm/cpu/translate/engine.h"
+
+enum fvm_class {
+    FVM_C_IDENT,     /* no memory: copied */
+    FVM_C_IDENT_MEM, /* one explicit memory operand, redirected */
+    FVM_C_LEA,
+    FVM_C_DROP,      /* nop, prefetch, clflush... */
+    FVM_C_PUSH, FVM_C_POP, FVM_C_LEAVE, FVM_C_PUSHF,
+    FVM_C_JMP, FVM_C_JCC, FVM_C_LOOP, FVM_C_CALL, FVM_C_RET, FVM_C_JMP_IND, FVM_C_CALL_IND,
+    FVM_C_STRING, FVM_C_BT_MEM, FVM_C_XLAT, FVM_C_MOFFS, FVM_C_INCDEC32,
+    FVM_C_CLI, FVM_C_STI, FVM_C_RDTSC, FVM_C_SWAPGS, FVM_C_MOV_FROM_SREG,
+    FVM_C_SYSCALL, FVM_C_SYSRET, FVM_C_IRET, FVM_C_FAST_SYS, /* ends the block, fast helper tries first */
+    FVM_C_SYSTEM,    /* ends the block, C executes it */
+    FVM_C_ONE,       /* ends the block, exec_one executes it */
+    FVM_C_UD,        /* #UD */
+    FVM_C_NM,        /* #NM: x87/SSE while TS/EM */
+};
+
+struct fvm_tr_insn {
+    struct fvm_insn in;
+    uint16_t off;        /* from the block's rip */
+    uint8_t class;
+    uint8_t mem_op;      /* index of the explicit memory operand, or 0xff */
+    uint16_t f_read, f_kill, f_mod, live_in, live_out; /* FVM_ARITH_FLAGS bits */
+    uint16_t regs;       /* general registers named, bit per number */
+    uint8_t need;        /* scratch registers needed: bit 0 u, 1 t, 2 x */
+    bool high_byte;      /* names ah..bh: no REX possible */
+};
+
+struct fvm_cold { /* emitted behind the hot code */
+    uint8_t kind;        /* FVM_COLD_* */
+    uint8_t mark;
+    uint32_t from1, from2; /* rel32s to patch to this piece: misaligned; missing right */
+    uint32_t back;       /* hot offset to go back to (after the alignment check) */
+    uint32_t site;
+    uint8_t base;        /* form A: base register, form B: FVM_NOREG (address in t) */
+    int32_t disp;
+    uint16_t size;
+    uint8_t t, u;
+    uint32_t exit;
+    bool flags_saved;
+};
+enum { FVM_COLD_MEM, FVM_COLD_EXIT, FVM_COLD_INDIRECT, FVM_COLD_STI };
+
+struct fvm_memref {
+    uint8_t base, index, scale; /* FVM_NOREG when absent; scale is a shift */
+    uint8_t seg;                /* FVM_FS, FVM_GS or FVM_NOREG (flat) */
+    bool addr32;
+    int64_t disp;               /* with neither base nor index: the absolute address */
+};
+struct fvm_hostref { uint8_t base, index; int32_t disp; };
+
+struct fvm_tr {
+    struct fvm_vcpu *v;
+    struct fvm_engine *e;
+    struct fvm_emit em;
+    uint32_t block;
+    struct fvm_block *b;
+    uint64_t rip;
+    uint8_t mode;
+    unsigned bits;
+    bool user;
+    struct fvm_tr_insn *insns;
+    unsigned n;
+    unsigned cur;        /* instruction being emitted */
+    uint8_t u, t, x;     /* victims, FVM_NOREG if not spilled */
+    bool saved;          /* flags state */
+    struct fvm_cold cold[FVM_BLOCK_INSNS_MAX * 3 + 8];
+    unsigned cold_n;
+    bool ended;
+};
+
+/* flags.c */
+void fvm_tr_flags_analyse(struct fvm_tr_insn *i);
+void fvm_tr_flags_liveness(struct fvm_tr *tr, uint16_t live_end);
+/** Before emitted code that clobbers the host's flags: saves them if the guest's are live there. */
+void fvm_tr_flags_clobber(struct fvm_tr *tr, uint16_t live);
+/** Guest flags into the host's flags; `holder`: a free register (or FVM_NOREG: through memory). */
+void fvm_tr_flags_restore(struct fvm_tr *tr, unsigned holder);
+void fvm_tr_emit_flags_restore(struct fvm_emit *em, unsigned holder);
+/** Before the operation of the current instruction itself; afterwards fvm_tr_flags_after. */
+void fvm_tr_flags_before_op(struct fvm_tr *tr, unsigned holder);
+void fvm_tr_flags_after_op(struct fvm_tr *tr);
+
+/* memop.c */
+void fvm_tr_memref(struct fvm_tr *tr, const struct fvm_tr_insn *i, unsigned op, struct fvm_memref *ret);
+void fvm_tr_memop(struct fvm_tr *tr, const struct fvm_memref *m, unsigned size, unsigned want, struct fvm_hostref *ret);
+bool fvm_tr_memref_form_a(const struct fvm_memref *m);
+/** Linear address of m into t (u may be used on the way). */
+void fvm_tr_address_to_t(struct fvm_tr *tr, const struct fvm_memref *m);
+void fvm_tr_cold_mem(struct fvm_tr *tr, struct fvm_cold *c);
+
+/* back.c */
+void fvm_tr_op_mem(struct fvm_tr *tr, const struct fvm_insn *in, const struct fvm_hostref *h);
+/** The same with the operand at fs:[off] (exec_one). */
+void fvm_emit_op_fs(struct fvm_emit *em, const struct fvm_insn *in, uint32_t fs_off);
+void fvm_tr_copy(struct fvm_tr *tr, const struct fvm_insn *in);
+void fvm_emit_copy(struct fvm_emit *em, const struct fvm_insn *in, unsigned bits);
+
+/* branch.c */
+void fvm_tr_exit_direct(struct fvm_tr *tr, uint64_t target);
+void fvm_tr_exit_cond(struct fvm_tr *tr, unsigned cc, uint64_t target, uint64_t next);
+void fvm_tr_exit_indirect(struct fvm_tr *tr); /* guest target in tr->t */
+void fvm_tr_exit_stub(struct fvm_tr *tr, unsigned tramp); /* system, one: C sees the current instruction's site */
+void fvm_tr_restore_victims(struct fvm_tr *tr);
+void fvm_tr_jmp_tramp(struct fvm_tr *tr, unsigned tramp);
+uint32_t fvm_tr_site(struct fvm_tr *tr, unsigned want, unsigned size);
+void fvm_tr_cold_exit(struct fvm_tr *tr, struct fvm_cold *c);
+void fvm_tr_cold_indirect(struct fvm_tr *tr, struct fvm_cold *c);
+void fvm_tr_emit_branch(struct fvm_tr *tr, struct fvm_tr_insn *i);
+
+/* stack.c */
+void fvm_tr_emit_stack(struct fvm_tr *tr, struct fvm_tr_insn *i);
+void fvm_tr_push_reg(struct fvm_tr *tr, unsigned reg, unsigned bytes);
+void fvm_tr_push_imm(struct fvm_tr *tr, uint64_t value, unsigned bytes);
+unsigned fvm_tr_stack_bytes(const struct fvm_tr *tr, const struct fvm_insn *in);
+void fvm_tr_stack_ref(const struct fvm_tr *tr, int32_t disp, struct fvm_memref *ret);
+void fvm_tr_rsp_add(struct fvm_tr *tr, int32_t n);
+
+/* classify.c */
+void fvm_tr_classify(struct fvm_tr *tr, struct fvm_tr_insn *i);
+bool fvm_tr_ends_block(const struct fvm_tr_insn *i);
+
+/* misc.c */
+void fvm_tr_emit_misc(struct fvm_tr *tr, struct fvm_tr_insn *i);
+uint32_t fvm_string_pack(const struct fvm_insn *in, unsigned bits);
+
+static inline struct fvm_tr_insn *fvm_tr_cur(struct fvm_tr *tr) { return &tr->insns[tr->cur]; }
+static inline uint64_t fvm_tr_next_rip(const struct fvm_tr *tr, const struct fvm_tr_insn *i)
+{
+    uint64_t n = tr->rip + i->off + i->in.len;
+    return tr->bits == 64 ? n : (uint32_t)n;
+}
+
+#endif
