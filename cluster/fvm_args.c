@@ -58,8 +58,8 @@ struct parse { /* argp's input */
     struct fvm_run_options *run;
     struct fvm_client_options *client;
     struct fvm_err *err;
-    int r;
-    bool no_memory;
+    int r; /* of the option that failed */
+    const char *culprit; /* what argp itself refused */
 };
 
 static int set(struct parse *p, char **field, const char *text)
@@ -186,6 +186,13 @@ static int run_option(struct parse *p, int key, const char *arg)
     }
 }
 
+/* getopt stands behind what it could not take. */
+static void remember(struct parse *p, const struct argp_state *state)
+{
+    if (state->next > 0 && state->next <= state->argc)
+        p->culprit = state->argv[state->next - 1];
+}
+
 static error_t on_run_option(int key, char *arg, struct argp_state *state)
 {
     struct parse *p = state->input;
@@ -193,12 +200,13 @@ static error_t on_run_option(int key, char *arg, struct argp_state *state)
         p->r = fvm_err_set(p->err, FVM_EINVAL, 0, room, "\"%.60s\" is not an option; fvm run --help lists them", arg);
         return EINVAL;
     }
-    if (key < 256)
+    if (key == ARGP_KEY_ERROR)
+        remember(p, state);
+    int r = key < 256 ? 1 : run_option(p, key, arg);
+    if (r == 1) /* argp's own keys come here too */
         return ARGP_ERR_UNKNOWN;
-    p->r = run_option(p, key, arg);
-    if (p->r == 1)
-        return ARGP_ERR_UNKNOWN;
-    return p->r ? EINVAL : 0;
+    p->r = r;
+    return r ? EINVAL : 0;
 }
 
 /* argp prints its own complaints only without ARGP_SILENT, which also takes --help away: so help is looked for first. */
@@ -211,18 +219,14 @@ static unsigned argp_flags(int argc, char **argv)
     return ARGP_SILENT;
 }
 
-static int finish(struct parse *p, int argc, char **argv, error_t e, int index)
+static int finish(struct parse *p, error_t e)
 {
     if (!e)
         return 0;
     if (p->r)
         return p->r;
-    const char *culprit = index > 0 && index <= argc ? argv[index - (index == argc)] : "";
-    for (int i = 1; i < argc; i++) /* the first that argp could not have taken: better than argp's index after permutation */
-        if (i == index - 1)
-            culprit = argv[i];
     return fvm_err_set(p->err, FVM_EINVAL, 0, room, "option \"%.60s\" is unknown or lacks its value; --help lists them",
-                       culprit);
+                       p->culprit ? p->culprit : "?");
 }
 
 int fvm_args_parse_run(int argc, char **argv, struct fvm_run_options *ret, struct fvm_err *err)
@@ -239,9 +243,8 @@ int fvm_args_parse_run(int argc, char **argv, struct fvm_run_options *ret, struc
         return fvm_err_set(err, FVM_ENOMEM, 0, room, "out of memory");
     }
     struct parse p = {.run = ret, .err = err};
-    int index = 0;
-    error_t e = argp_parse(&argp, argc, argv, argp_flags(argc, argv) | ARGP_NO_ERRS, &index, &p);
-    int r = finish(&p, argc, argv, e, index);
+    error_t e = argp_parse(&argp, argc, argv, argp_flags(argc, argv), NULL, &p);
+    int r = finish(&p, e);
     if (!r)
         r = fvm_config_check(ret->config, false, err);
     if (r)
@@ -277,6 +280,7 @@ static error_t on_client_option(int key, char *arg, struct argp_state *state)
     case ARGP_KEY_ARG:
         p->r = fvm_err_set(p->err, FVM_EINVAL, 0, room, "\"%.60s\" is not an option; --help lists them", arg);
         break;
+    case ARGP_KEY_ERROR: remember(p, state); return ARGP_ERR_UNKNOWN;
     default: return ARGP_ERR_UNKNOWN;
     }
     return p->r ? EINVAL : 0;
@@ -287,9 +291,8 @@ int fvm_args_parse_client(int argc, char **argv, const char *doc, struct fvm_cli
     const struct argp argp = {client_options, on_client_option, NULL, doc, NULL, NULL, NULL};
     *ret = (struct fvm_client_options){.timeout_ms = 30000};
     struct parse p = {.client = ret, .err = err};
-    int index = 0;
-    error_t e = argp_parse(&argp, argc, argv, argp_flags(argc, argv) | ARGP_NO_ERRS, &index, &p);
-    int r = finish(&p, argc, argv, e, index);
+    error_t e = argp_parse(&argp, argc, argv, argp_flags(argc, argv), NULL, &p);
+    int r = finish(&p, e);
     if (!r && !ret->control)
         r = fvm_err_set(err, FVM_EINVAL, 0, room, "which VM? --control unix:SOCKET is needed");
     return r;

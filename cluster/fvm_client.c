@@ -1,5 +1,5 @@
 /*
- * fvm_client.c - `fvm status|pause|resume|quit|dump|stats --control unix:F`: one request, one reply, printed.
+ * fvm_client.c - `fvm status|pause|resume|powerdown|quit|dump|stats --control unix:F`: one request, one reply, printed.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -12,6 +12,7 @@ static const struct client_command {
     {"status", "Say how a running VM is."},
     {"pause", "Stop the guest; its clock stands still until fvm resume."},
     {"resume", "Let a paused guest go on."},
+    {"powerdown", "Press the power button; a guest that listens shuts down."},
     {"quit", "End a VM at once, as pulling the plug."},
     {"dump", "Show the processors' registers."},
     {"stats", "Show counters."},
@@ -20,7 +21,7 @@ static const struct client_command {
 void fvm_client_list(FILE *out)
 {
     for (size_t i = 0; i < FVM_ARRAY_SIZE(commands); i++)
-        fprintf(out, "  %-8s %s\n", commands[i].name, commands[i].doc);
+        fprintf(out, "  %-10s %s\n", commands[i].name, commands[i].doc);
 }
 
 static void print_human(const json_t *result)

@@ -1,5 +1,5 @@
 /*
- * fvm_commands.c - what a running `fvm` answers on its control socket: status, pause, resume, quit, dump, stats.
+ * fvm_commands.c - what a running `fvm` answers on its control socket: status, pause, resume, powerdown, quit, dump, stats.
  *
  * Invariant: runs on the loop's thread; pause and dump give up the board lock by themselves (vmm/vm.h).
  */
@@ -72,6 +72,13 @@ static void command_resume(void *ctx, struct fvm_control_call *call, const json_
     answer(run, call, r, "run");
 }
 
+static void command_powerdown(void *ctx, struct fvm_control_call *call, const json_t *request)
+{
+    struct fvm_run *run = ctx;
+    (void)request;
+    answer(run, call, fvm_vm_power_button(run->vm), "asked to power off");
+}
+
 static void command_quit(void *ctx, struct fvm_control_call *call, const json_t *request)
 {
     struct fvm_run *run = ctx;
@@ -131,6 +138,7 @@ int fvm_commands_register(struct fvm_run *run)
         {"status", "name, state, sizes, times", command_status},
         {"pause", "stop the guest; its clock stands still", command_pause},
         {"resume", "let the guest go on", command_resume},
+        {"powerdown", "press the power button: the guest may shut down", command_powerdown},
         {"quit", "end the VM at once, as pulling the plug", command_quit},
         {"dump", "the processors' registers, as text", command_dump},
         {"stats", "counters, as text", command_stats},

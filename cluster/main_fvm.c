@@ -13,7 +13,7 @@ static void usage(FILE *out)
 {
     fputs("Usage: fvm COMMAND [OPTION...]\n"
           "Run a virtual machine on any x86-64 Linux host, without hardware support or rights.\n\n"
-          "  run      Boot a machine: fvm run --kernel FILE [--initrd FILE] [--append TEXT]\n",
+          "  run        Boot a machine: fvm run --kernel FILE [--initrd FILE] [--append TEXT]\n",
           out);
     fvm_client_list(out);
     fputs("\nfvm COMMAND --help tells the options of each. Full description: man fvm\n", out);

@@ -42,6 +42,8 @@ void fvm_vm_destroy(struct fvm_vm **vm_p);
 int fvm_vm_boot(struct fvm_vm *vm, struct fvm_err *err);
 int fvm_vm_run(struct fvm_vm *vm);     /* CREATED/PAUSED -> RUNNING: clock starts, devices resume, vCPUs go */
 int fvm_vm_pause(struct fvm_vm *vm);   /* RUNNING -> PAUSED: vCPUs parked, devices quiesced, clock stopped; synchronous */
+/** Presses the power button: a guest that listens shuts itself down, in its own time. FVM_ESTATE unless running. */
+int fvm_vm_power_button(struct fvm_vm *vm);
 enum fvm_vm_state fvm_vm_get_state(const struct fvm_vm *vm);
 const Fvm__VmConfig *fvm_vm_config(const struct fvm_vm *vm);
 struct fvm_ram *fvm_vm_ram(struct fvm_vm *vm);

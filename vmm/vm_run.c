@@ -9,6 +9,7 @@
  */
 #include <string.h>
 
+#include "vmm/devices/acpi_pm.h"
 #include "vmm/devices/pci.h"
 #include "vmm/firmware/boot.h"
 #include "vmm/vm_internal.h"
@@ -165,6 +166,25 @@ void fvm_vm_halt(struct fvm_vm *vm)
         stand_still(vm, FVM_VM_STOPPED);
     atomic_store(&vm->state, FVM_VM_STOPPED);
     op_end(vm, depth);
+}
+
+static void button_op(struct fvm_vm *vm, void *arg)
+{
+    struct status *ret = arg;
+    struct fvm_device *dev = fvm_board_pc_device(vm->pc, "acpi_pm");
+    fvm_bus_lock(vm->bus);
+    if (dev && atomic_load(&vm->state) == FVM_VM_RUNNING)
+        fvm_acpi_pm_power_button(dev);
+    else
+        ret->r = FVM_ESTATE;
+    fvm_bus_unlock(vm->bus);
+}
+
+int fvm_vm_power_button(struct fvm_vm *vm)
+{
+    struct status ret = {0};
+    fvm_vm_on_loop(vm, button_op, &ret);
+    return ret.r;
 }
 
 /* ---- boot and reset ---- */
