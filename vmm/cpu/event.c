@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "vmm/cpu/descriptor.h"
 #include "vmm/cpu/event.h"
+#include "vmm/cpu/operand.h"
 
 struct gate {
     uint16_t sel;
@@ -204,19 +205,14 @@ static int enter_protected(struct fvm_vcpu *v, const struct fvm_event *e, struct
 
 static int enter_real(struct fvm_vcpu *v, const struct fvm_event *e, struct fvm_fault *fault)
 {
-    uint16_t ivt[2], frame[3];
-    uint16_t sp = (uint16_t)(v->regs[FVM_RSP] - 6);
+    uint16_t ivt[2];
+    uint64_t frame[3] = {fvm_vcpu_rflags(v), v->seg[FVM_CS].sel, v->rip};
 
     if (e->vector * 4u + 3u > v->idtr.limit)
         return fvm_raise(fault, FVM_EXC_GP, false, 0);
-    if (fvm_vmem_read(v, v->idtr.base + e->vector * 4u, ivt, 4, FVM_AS_SUPERVISOR, fault))
+    if (fvm_vmem_read(v, v->idtr.base + e->vector * 4u, ivt, 4, FVM_AS_SUPERVISOR, fault) ||
+        fvm_stack_push(v, 2, frame, 3, fault))
         return FVM_FAULT;
-    frame[0] = (uint16_t)v->rip;
-    frame[1] = v->seg[FVM_CS].sel;
-    frame[2] = (uint16_t)fvm_vcpu_rflags(v);
-    if (fvm_vmem_write(v, v->seg[FVM_SS].base + sp, frame, 6, FVM_AS_SUPERVISOR, fault))
-        return FVM_FAULT;
-    v->regs[FVM_RSP] = (v->regs[FVM_RSP] & ~0xffffull) | sp;
     v->rip = ivt[0];
     fvm_seg_real(v, FVM_CS, ivt[1]);
     v->rflags &= ~(uint64_t)FVM_F_AC;

@@ -153,16 +153,27 @@ static int stack_linear(struct fvm_vcpu *v, int64_t delta, unsigned len, bool wr
     return fvm_segment_linear(v, FVM_SS, off, len, write, ret_va, fault);
 }
 
+/* Words that one access can take: all n, or one at a time where the stack pointer wraps between them. */
+static unsigned stack_run(const struct fvm_vcpu *v, int64_t delta, unsigned bytes, unsigned n)
+{
+    uint64_t mask = stack_mask(v), off = (v->regs[FVM_RSP] + (uint64_t)delta) & mask;
+
+    return mask != ~0ull && off + n * bytes - 1 > mask ? 1 : n;
+}
+
 int fvm_stack_peek(struct fvm_vcpu *v, unsigned skip_bytes, unsigned bytes, uint64_t *ret_words, unsigned n,
                    struct fvm_fault *fault)
 {
+    unsigned run = stack_run(v, skip_bytes, bytes, n);
     uint8_t buf[16 * 8];
     fvm_gva va;
 
     fvm_assert(n * bytes <= sizeof(buf));
-    if (stack_linear(v, skip_bytes, n * bytes, false, &va, fault) ||
-        fvm_vmem_read(v, va, buf, n * bytes, FVM_AS_CPL, fault))
-        return FVM_FAULT;
+    for (unsigned i = 0; i < n; i += run) {
+        if (stack_linear(v, (int64_t)skip_bytes + i * bytes, run * bytes, false, &va, fault) ||
+            fvm_vmem_read(v, va, buf + i * bytes, run * bytes, FVM_AS_CPL, fault))
+            return FVM_FAULT;
+    }
     for (unsigned i = 0; i < n; i++) {
         ret_words[i] = 0;
         memcpy(&ret_words[i], buf + i * bytes, bytes);
@@ -179,15 +190,19 @@ void fvm_stack_move(struct fvm_vcpu *v, int64_t bytes)
 
 int fvm_stack_push(struct fvm_vcpu *v, unsigned bytes, const uint64_t *words, unsigned n, struct fvm_fault *fault)
 {
+    int64_t low = -(int64_t)(n * bytes);
+    unsigned run = stack_run(v, low, bytes, n);
     uint8_t buf[16 * 8];
     fvm_gva va;
 
     fvm_assert(n * bytes <= sizeof(buf));
     for (unsigned i = 0; i < n; i++)
         memcpy(buf + (n - 1 - i) * bytes, &words[i], bytes);
-    if (stack_linear(v, -(int64_t)(n * bytes), n * bytes, true, &va, fault) ||
-        fvm_vmem_write(v, va, buf, n * bytes, FVM_AS_CPL, fault))
-        return FVM_FAULT;
-    fvm_stack_move(v, -(int64_t)(n * bytes));
+    for (unsigned i = 0; i < n; i += run) {
+        if (stack_linear(v, low + i * bytes, run * bytes, true, &va, fault) ||
+            fvm_vmem_write(v, va, buf + i * bytes, run * bytes, FVM_AS_CPL, fault))
+            return FVM_FAULT;
+    }
+    fvm_stack_move(v, low);
     return 0;
 }
