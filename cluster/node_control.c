@@ -96,6 +96,15 @@ static void lost(struct node_control *c, const char *why)
         hooks.closed(hooks.ctx, why);
 }
 
+/* The name of an error, as fvm_err_name gives it, back to its code. */
+static int code_of(const char *name)
+{
+    for (int i = 1; name && i < FVM_EPOS_END_; i++)
+        if (strcmp(fvm_err_name(-i), name) == 0)
+            return -i;
+    return FVM_ESTATE;
+}
+
 static void reply_come(struct node_control *c, json_t *msg)
 {
     json_int_t id = json_integer_value(json_object_get(msg, "id"));
@@ -105,13 +114,14 @@ static void reply_come(struct node_control *c, json_t *msg)
     if (!call)
         return; /* timed out before */
     struct fvm_err err = {0};
+    json_t *result = json_object_get(msg, "result");
     if (!json_is_true(json_object_get(msg, "ok"))) {
-        const char *text = json_string_value(json_object_get(msg, "error"));
-        json_int_t code = json_integer_value(json_object_get(msg, "code"));
-        bool known = code < 0 && code > -FVM_EPOS_END_;
-        fvm_err_set(&err, known ? (int)code : FVM_ESTATE, 0, "vm", "%s", text ? text : "refused without a reason");
+        json_t *error = json_object_get(msg, "error");
+        const char *text = json_string_value(json_object_get(error, "text"));
+        fvm_err_set(&err, code_of(json_string_value(json_object_get(error, "code"))), 0, "vm", "%s", text ? text : "refused without a reason");
+        result = NULL;
     }
-    finish_call(c, call, msg, &err);
+    finish_call(c, call, result, &err);
 }
 
 static bool handle_line(struct node_control *c, char *line, size_t len)

@@ -22,8 +22,8 @@ struct node_control_hooks {
     void *ctx;
 };
 
-/** reply NULL: no answer (time-out or connection closed), err says it. A reply with ok=false comes with err filled from it. */
-typedef void (*node_control_done)(void *ctx, json_t *reply, const struct fvm_err *err);
+/** err->code 0: success, `result` (borrowed) is the reply's object or NULL. Else err says what the VM, or the lack of an answer, said. */
+typedef void (*node_control_done)(void *ctx, json_t *result, const struct fvm_err *err);
 
 /** Connects (a UNIX socket answers at once or not at all). FVM_ENOENT: nobody listens there (yet). */
 int node_control_open(struct fvm_loop *loop, const char *path, const struct node_control_hooks *hooks,

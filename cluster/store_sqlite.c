@@ -192,14 +192,16 @@ static int sqlite_open(const char *where, void **ret_self, struct fvm_err *err)
     }
     pthread_mutex_init(&s->lock, NULL);
     read_boot_id(s->boot, sizeof(s->boot));
-    /* 0600 whatever the umask: who can write here can move guests */
-    int fd = open(where, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    if (fd < 0) {
+    /* 0600 whatever the umask: who can write here can move guests. Never opened twice by us: closing a second
+     * descriptor of the file would drop the locks of another handle in this process. */
+    int fd = open(where, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (fd < 0 && errno != EEXIST) {
         rc = fvm_err_set(err, fvm_err_from_errno(errno), errno, "cluster", "store %s: %s", where, strerror(errno));
         sqlite_close(s);
         return rc;
     }
-    close(fd);
+    if (fd >= 0)
+        close(fd);
     if (sqlite3_open_v2(where, &s->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_FULLMUTEX, NULL) != SQLITE_OK)
         rc = fail(s, "open", err);
     if (!rc) {

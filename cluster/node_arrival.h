@@ -1,0 +1,25 @@
+/*
+ * node_arrival.h - inside fvm-node: a guest on its way in, as the destination's node sees it.
+ */
+#ifndef FVM_CLUSTER_NODE_ARRIVAL_H
+#define FVM_CLUSTER_NODE_ARRIVAL_H
+
+#include "cluster/node.h"
+
+struct node_arrival {
+    struct node_call *call; /* the source's node waits for "ready"; NULL afterwards */
+    char from[FVM_DIR_NAME_MAX + 1];
+    char source_key[FVM_PORT_KEY_CHARS + 1];
+};
+
+/** A guest on its way out, as the source's node sees it. */
+struct node_move {
+    struct node_call *call; /* NULL: nobody watches any more */
+    char to[FVM_DIR_NAME_MAX + 1];
+    char on_miss[16];
+    uint32_t max_downtime_ms, deadline_ms;
+    bool dry_run, started, cancelled;
+    bool drop_there; /* the destination made ready and must be told when it comes to nothing */
+};
+
+#endif
