@@ -107,13 +107,29 @@ static void leaf_d(const struct fvm_vcpu *v, uint32_t sub, struct fvm_cpuid_leaf
     }
 }
 
+/*
+ * Best fraction num/den for khz / crystal_khz. Linux computes crystal_khz * num in 32 bits, which bounds num to 4294 for a crystal of
+ * 1 GHz; the best fraction below that is right to about 0.2 ppm (continued fraction).
+ */
+static void tsc_ratio(uint64_t khz, uint32_t *ret_num, uint32_t *ret_den)
+{
+    uint64_t a = khz, b = CRYSTAL_HZ / 1000, n0 = 0, n1 = 1, d0 = 1, d1 = 0;
+    while (b) {
+        uint64_t q = a / b, n2 = q * n1 + n0, d2 = q * d1 + d0, r = a % b;
+        if (n2 > UINT32_MAX / (CRYSTAL_HZ / 1000))
+            break;
+        n0 = n1, n1 = n2, d0 = d1, d1 = d2, a = b, b = r;
+    }
+    *ret_num = (uint32_t)n1;
+    *ret_den = (uint32_t)d1;
+}
+
 static void leaf_15_16(const struct fvm_vcpu *v, uint32_t leaf, struct fvm_cpuid_leaf *ret)
 {
     uint32_t khz = v->clock ? fvm_clock_tsc_khz(v->clock) : fvm_clock_host_tsc_khz();
 
     if (leaf == 0x15) { /* TSC Hz = crystal * ebx / eax */
-        ret->eax = CRYSTAL_HZ / 1000;
-        ret->ebx = khz;
+        tsc_ratio(khz, &ret->ebx, &ret->eax);
         ret->ecx = CRYSTAL_HZ;
     } else {
         ret->eax = ret->ebx = khz / 1000;
