@@ -18,7 +18,10 @@ owned=()
 checks=0 bad=0
 
 at_exit() {
-    for pid in "${owned[@]}"; do kill -KILL "$pid" 2> /dev/null; done
+    for pid in "${owned[@]}"; do
+        kill -KILL "$pid"
+        wait "$pid"
+    done 2> /dev/null
     rm -rf "$work"
 }
 trap at_exit EXIT
