@@ -1,4 +1,4 @@
-/* cpu/decode: widths, short and bad input, register numbers, what is a system instruction, NOPs of features no model has. */
+/* cpu/decode: widths, short and bad input, register numbers, what is a system instruction, what models allow. */
 #include "tests/unit/cpu_fixture.h"
 
 static int decode(const char *bytes, size_t n, unsigned bits, struct fvm_insn *i)

@@ -1,7 +1,8 @@
-/* cpu/event, iret: frames of exceptions and interrupts, IST, double and triple fault, and the way back. SDM vol. 3A ch. 6. */
+/* cpu/event, iret: frames of exceptions and interrupts, IST, double and triple fault, the way back. SDM vol. 3A ch. 6. */
 #include "tests/unit/cpu_fixture.h"
 
-static void deliver(struct cpu_fixture *f, enum fvm_event_kind kind, uint8_t vector, bool has_code, uint32_t code, uint64_t cr2)
+static void deliver(struct cpu_fixture *f, enum fvm_event_kind kind, uint8_t vector, bool has_code, uint32_t code,
+                    uint64_t cr2)
 {
     struct fvm_fault w = {.vector = vector, .has_code = has_code, .code = code, .cr2 = cr2};
 

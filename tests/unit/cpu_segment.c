@@ -1,4 +1,4 @@
-/* cpu/segment and the instructions on it: loads and their faults, far transfers between 64 and 32-bit code, gates, tables. */
+/* cpu/segment and its instructions: loads and their faults, far transfers between 64 and 32-bit code, gates, tables. */
 #include "tests/unit/cpu_fixture.h"
 
 static void loads(void)

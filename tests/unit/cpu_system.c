@@ -1,4 +1,4 @@
-/* cpu/system, control, msr, syscall, vmem, legacy: privilege, control registers and the shadow, memory access across pages. */
+/* cpu/system, control, msr, syscall, vmem, legacy: privilege, control registers and the shadow, memory across pages. */
 #include "tests/unit/cpu_fixture.h"
 
 static void syscall_and_back(void)
@@ -436,8 +436,8 @@ int main(void)
         {"syscall_and_back", syscall_and_back}, {"sysenter_and_back", sysenter_and_back},
         {"control_registers", control_registers}, {"tlb_behaviour", tlb_behaviour},
         {"memory_across_pages", memory_across_pages}, {"memory_mapped_and_ports", memory_mapped_and_ports},
-        {"write_to_code_page", write_to_code_page}, {"flags", flags}, {"msrs", msrs}, {"enter_long_mode", enter_long_mode},
-        {"reset_and_sipi", reset_and_sipi}, {"legacy", legacy},
+        {"write_to_code_page", write_to_code_page}, {"flags", flags}, {"msrs", msrs},
+        {"enter_long_mode", enter_long_mode}, {"reset_and_sipi", reset_and_sipi}, {"legacy", legacy},
     };
     return run_tests("cpu/system", tests, FVM_ARRAY_SIZE(tests));
 }

@@ -273,7 +273,8 @@ int main(void)
 {
     static const struct cpu_test tests[] = {
         {"save_like_host", save_like_host}, {"restore_like_host", restore_like_host},
-        {"xsaveopt_skips_unused", xsaveopt_skips_unused}, {"fx_like_host", fx_like_host}, {"faults", faults}, {"xcr0", xcr0},
+        {"xsaveopt_skips_unused", xsaveopt_skips_unused}, {"fx_like_host", fx_like_host},
+        {"faults", faults}, {"xcr0", xcr0},
     };
 
     if (!have_avx()) {

@@ -67,7 +67,8 @@ static int write_cr0(struct fvm_vcpu *v, uint64_t value, struct fvm_fault *fault
 {
     uint64_t old = v->cr0;
 
-    if (value >> 32 || ((value & FVM_CR0_PG) && !(value & FVM_CR0_PE)) || ((value & FVM_CR0_NW) && !(value & FVM_CR0_CD)))
+    if (value >> 32 || ((value & FVM_CR0_PG) && !(value & FVM_CR0_PE)) ||
+        ((value & FVM_CR0_NW) && !(value & FVM_CR0_CD)))
         return fvm_raise_gp0(fault);
     value &= FVM_CR0_PE | FVM_CR0_MP | FVM_CR0_EM | FVM_CR0_TS | FVM_CR0_NE | FVM_CR0_WP | FVM_CR0_AM | FVM_CR0_NW |
              FVM_CR0_CD | FVM_CR0_PG;

@@ -86,7 +86,8 @@ static int find_default(const struct fvm_cpu_model **ret_model, struct fvm_err *
             return 0;
         }
     }
-    return fvm_err_set(err, FVM_ECPUMODEL, 0, "cpu", "this host lacks %s, which every CPU model needs", missing(&models[0]));
+    return fvm_err_set(err, FVM_ECPUMODEL, 0, "cpu", "this host lacks %s, which every CPU model needs",
+                       missing(&models[0]));
 }
 
 int fvm_cpu_model_find(const char *name, const struct fvm_cpu_model **ret_model, struct fvm_err *err)

@@ -1,11 +1,11 @@
 /*
  * cpuid.c - what CPUID answers.
  *
- * Vendor GenuineIntel, family 6 model 143, on every host. Why Intel: Linux takes the TSC frequency from leaf 0x15 only there (no
- * calibration), IA32_ARCH_CAPABILITIES lets it do without page-table isolation and retpolines ("Enhanced IBRS"), and no
- * AMD family is free of return-thunk mitigations in the kernels of that time (0x17: retbleed, 0x19: SRSO). Model 143 is not
- * in Linux' list of vulnerable processors for anything that ARCH_CAPABILITIES does not answer. IBRS, IBPB and STIBP are
- * not offered, so that Linux does not issue barriers between processes.
+ * Vendor GenuineIntel, family 6 model 143, on every host. Why Intel: Linux takes the TSC frequency from leaf 0x15 only
+ * there (no calibration), IA32_ARCH_CAPABILITIES lets it do without page-table isolation and retpolines ("Enhanced
+ * IBRS"), and no AMD family is free of return-thunk mitigations in the kernels of that time (0x17: retbleed, 0x19:
+ * SRSO). Model 143 is not in Linux' list of vulnerable processors for anything that ARCH_CAPABILITIES does not answer.
+ * IBRS, IBPB and STIBP are not offered, so that Linux does not issue barriers between processes.
  * The local APIC's timer must run at CRYSTAL_HZ: Linux takes that from leaf 0x15, too.
  */
 #include <stdio.h>
@@ -108,8 +108,8 @@ static void leaf_d(const struct fvm_vcpu *v, uint32_t sub, struct fvm_cpuid_leaf
 }
 
 /*
- * Best fraction num/den for khz / crystal_khz. Linux computes crystal_khz * num in 32 bits, which bounds num to 4294 for a crystal of
- * 1 GHz; the best fraction below that is right to about 0.2 ppm (continued fraction).
+ * Best fraction num/den for khz / crystal_khz. Linux computes crystal_khz * num in 32 bits, which bounds num to 4294
+ * for a crystal of 1 GHz; the best fraction below that is right to about 0.2 ppm (continued fraction).
  */
 static void tsc_ratio(uint64_t khz, uint32_t *ret_num, uint32_t *ret_den)
 {

@@ -1,8 +1,8 @@
 /*
  * decode.c - instruction decoding, the one file that calls Zydis.
  *
- * The decoder is told to see what a processor without MPX, CET, CLDEMOTE and WBNOINVD sees: their encodings are NOPs there
- * (endbr64, bnd*, cldemote) or the older instruction (wbinvd), so that nobody else needs to know of them.
+ * The decoder is told to see what a processor without MPX, CET, CLDEMOTE and WBNOINVD sees: their encodings are NOPs
+ * there (endbr64, bnd*, cldemote) or the older instruction (wbinvd), so that nobody else needs to know of them.
  * Keeps nothing between calls; a decoder is a few bytes and is made on the stack.
  */
 #include "vmm/cpu/decode.h"
@@ -49,8 +49,8 @@ const char *fvm_decode_text(const struct fvm_insn *insn, uint64_t rip, char *buf
     ZydisFormatter fmt;
 
     ZydisFormatterInit(&fmt, ZYDIS_FORMATTER_STYLE_INTEL);
-    if (!ZYAN_SUCCESS(ZydisFormatterFormatInstruction(&fmt, &insn->z, insn->ops, insn->z.operand_count_visible, buf, size,
-                                                      rip, NULL)))
+    if (!ZYAN_SUCCESS(ZydisFormatterFormatInstruction(&fmt, &insn->z, insn->ops, insn->z.operand_count_visible, buf,
+                                                      size, rip, NULL)))
         snprintf(buf, size, "(%u bytes)", insn->len);
     return buf;
 }

@@ -140,8 +140,8 @@ static int push_frame(struct fvm_vcpu *v, const struct fvm_seg *ss, uint64_t *sp
     return 0;
 }
 
-static int inner_ss(struct fvm_vcpu *v, const struct fvm_event *e, unsigned cpl, struct fvm_seg *ret_ss, uint64_t *ret_sp,
-                    struct fvm_fault *fault)
+static int inner_ss(struct fvm_vcpu *v, const struct fvm_event *e, unsigned cpl, struct fvm_seg *ret_ss,
+                    uint64_t *ret_sp, struct fvm_fault *fault)
 {
     struct fvm_desc d;
     uint16_t sel;

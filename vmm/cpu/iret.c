@@ -11,7 +11,8 @@
 #include "vmm/cpu/system.h"
 
 #define FLAGS_ALWAYS                                                                                                   \
-    (FVM_F_CF | FVM_F_PF | FVM_F_AF | FVM_F_ZF | FVM_F_SF | FVM_F_TF | FVM_F_DF | FVM_F_OF | FVM_F_NT | FVM_F_AC | FVM_F_ID)
+    (FVM_F_CF | FVM_F_PF | FVM_F_AF | FVM_F_ZF | FVM_F_SF | FVM_F_TF | FVM_F_DF | FVM_F_OF | FVM_F_NT | FVM_F_AC |     \
+     FVM_F_ID)
 
 struct frame {
     uint64_t rip, flags, rsp;

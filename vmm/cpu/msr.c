@@ -3,9 +3,9 @@
  *
  * What is not listed is #GP, as on a processor that lacks it: Linux probes with rdmsr_safe. The few that Linux touches
  * unsafely on an Intel family 6 (microcode revision, MISC_ENABLE, FEATURE_CONTROL, PLATFORM_ID) are here.
- * IA32_ARCH_CAPABILITIES says "not affected" to every known attack: the guest then runs without page-table isolation and
- * without retpolines. Processes of one guest are thus not protected from each other beyond what the host's processor and
- * kernel do; guests are separated from each other and the host as processes are.
+ * IA32_ARCH_CAPABILITIES says "not affected" to every known attack: the guest then runs without page-table isolation
+ * and without retpolines. Processes of one guest are thus not protected from each other beyond what the host's
+ * processor and kernel do; guests are separated from each other and the host as processes are.
  */
 #include "base/log.h"
 #include "vmm/cpu/control.h"
@@ -17,8 +17,8 @@ enum {
     MSR_EBL_CR_POWERON = 0x2a, MSR_SMI_COUNT = 0x34, MSR_FEATURE_CONTROL = 0x3a, MSR_TSC_ADJUST = 0x3b,
     MSR_SPEC_CTRL = 0x48, MSR_PRED_CMD = 0x49, MSR_UCODE_REV = 0x8b, MSR_FSB_FREQ = 0xcd, MSR_PLATFORM_INFO = 0xce,
     MSR_MTRRCAP = 0xfe, MSR_ARCH_CAPABILITIES = 0x10a, MSR_SYSENTER_CS = 0x174, MSR_SYSENTER_ESP = 0x175,
-    MSR_SYSENTER_EIP = 0x176, MSR_MCG_CAP = 0x179, MSR_MCG_STATUS = 0x17a, MSR_PERF_STATUS = 0x198, MSR_PERF_CTL = 0x199,
-    MSR_MISC_ENABLE = 0x1a0, MSR_DEBUGCTL = 0x1d9, MSR_MTRR_VAR = 0x200, MSR_MTRR_VAR_END = 0x210,
+    MSR_SYSENTER_EIP = 0x176, MSR_MCG_CAP = 0x179, MSR_MCG_STATUS = 0x17a, MSR_PERF_STATUS = 0x198,
+    MSR_PERF_CTL = 0x199, MSR_MISC_ENABLE = 0x1a0, MSR_DEBUGCTL = 0x1d9, MSR_MTRR_VAR = 0x200, MSR_MTRR_VAR_END = 0x210,
     MSR_MTRR_FIX64K = 0x250, MSR_MTRR_FIX16K = 0x258, MSR_MTRR_FIX4K = 0x268, MSR_PAT = 0x277, MSR_MTRR_DEF = 0x2ff,
     MSR_TSC_DEADLINE = 0x6e0, MSR_X2APIC = 0x800, MSR_X2APIC_END = 0x900
 };
@@ -32,8 +32,8 @@ enum {
 #define MSR_KERNEL_GS_BASE 0xc0000102u
 #define MSR_TSC_AUX 0xc0000103u
 
-/* RDCL_NO, IBRS_ALL, SKIP_L1DFL_VMENTRY, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, BHI_NO,
- * PBRSB_NO, GDS_NO, RFDS_NO, ITS_NO */
+/* RDCL_NO, IBRS_ALL, SKIP_L1DFL_VMENTRY, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO,
+ * BHI_NO, PBRSB_NO, GDS_NO, RFDS_NO, ITS_NO */
 #define ARCH_CAPABILITIES                                                                                              \
     (1ull << 0 | 1ull << 1 | 1ull << 3 | 1ull << 4 | 1ull << 5 | 1ull << 6 | 1ull << 8 | 1ull << 13 | 1ull << 14 |     \
      1ull << 15 | 1ull << 20 | 1ull << 24 | 1ull << 26 | 1ull << 27 | 1ull << 62)

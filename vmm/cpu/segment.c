@@ -69,7 +69,8 @@ int fvm_segment_load(struct fvm_vcpu *v, unsigned seg, uint16_t sel, struct fvm_
 }
 
 /* Code segment for a jump or call at the present ring. */
-static int judge_code(struct fvm_vcpu *v, struct fvm_desc *d, uint16_t sel, struct fvm_seg *ret, struct fvm_fault *fault)
+static int judge_code(struct fvm_vcpu *v, struct fvm_desc *d, uint16_t sel, struct fvm_seg *ret,
+                      struct fvm_fault *fault)
 {
     uint16_t attr = fvm_desc_attr(d);
 
@@ -151,7 +152,8 @@ static uint64_t truncate_to(uint64_t x, unsigned bytes)
     return bytes == 8 ? x : bytes == 4 ? (uint32_t)x : (uint16_t)x;
 }
 
-int fvm_segment_far_jump(struct fvm_vcpu *v, uint16_t sel, uint64_t off, unsigned operand_bytes, struct fvm_fault *fault)
+int fvm_segment_far_jump(struct fvm_vcpu *v, uint16_t sel, uint64_t off, unsigned operand_bytes,
+                         struct fvm_fault *fault)
 {
     struct fvm_desc d;
     struct fvm_seg cs;
@@ -273,7 +275,8 @@ int fvm_segment_far_call(struct fvm_vcpu *v, uint16_t sel, uint64_t off, unsigne
     return 0;
 }
 
-static int ret_style(struct fvm_vcpu *v, const uint64_t w[2], unsigned bytes, unsigned pop_bytes, struct fvm_fault *fault)
+static int ret_style(struct fvm_vcpu *v, const uint64_t w[2], unsigned bytes, unsigned pop_bytes,
+                     struct fvm_fault *fault)
 {
     if (w[0] > v->seg[FVM_CS].limit)
         return fvm_raise_gp0(fault);

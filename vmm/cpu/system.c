@@ -1,7 +1,8 @@
 /*
  * system.c - executes one system instruction on precise state: which part does it, and the simple ones.
  *
- * group_of is the one list of what counts as a system instruction; fvm_insn_is_system and fvm_system_exec both follow it.
+ * group_of and group_of_rest are the one list of what counts as a system instruction; fvm_insn_is_system and
+ * fvm_system_exec both follow it.
  * int_shadow lasts for one instruction: every instruction executed here ends it, sti and mov/pop ss begin it.
  */
 #include "vmm/cpu/cpuid.h"
@@ -24,72 +25,14 @@ static enum group group_of_mov(const struct fvm_insn *insn)
 {
     for (unsigned i = 0; i < 2; i++) {
         if (is_special_register(&insn->ops[i]))
-            return ZydisRegisterGetClass(insn->ops[i].reg.value) == ZYDIS_REGCLASS_SEGMENT ? GROUP_SEGMENT : GROUP_CONTROL;
+            return fvm_decode_seg(insn->ops[i].reg.value) >= 0 ? GROUP_SEGMENT : GROUP_CONTROL;
     }
     return GROUP_NONE;
 }
 
-static enum group group_of(const struct fvm_insn *insn)
+static enum group group_of_rest(const struct fvm_insn *insn)
 {
     switch (insn->z.mnemonic) {
-    case ZYDIS_MNEMONIC_MOV:
-        return group_of_mov(insn);
-    case ZYDIS_MNEMONIC_PUSH:
-    case ZYDIS_MNEMONIC_POP:
-        return is_special_register(&insn->ops[0]) ? GROUP_SEGMENT : GROUP_NONE;
-    case ZYDIS_MNEMONIC_JMP:
-    case ZYDIS_MNEMONIC_CALL:
-    case ZYDIS_MNEMONIC_RET:
-        return insn->z.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR ? GROUP_TRANSFER : GROUP_NONE;
-    case ZYDIS_MNEMONIC_IRET:
-    case ZYDIS_MNEMONIC_IRETD:
-    case ZYDIS_MNEMONIC_IRETQ:
-    case ZYDIS_MNEMONIC_INT:
-    case ZYDIS_MNEMONIC_INT1:
-    case ZYDIS_MNEMONIC_INT3:
-    case ZYDIS_MNEMONIC_INTO:
-    case ZYDIS_MNEMONIC_SYSCALL:
-    case ZYDIS_MNEMONIC_SYSRET:
-    case ZYDIS_MNEMONIC_SYSENTER:
-    case ZYDIS_MNEMONIC_SYSEXIT:
-        return GROUP_TRANSFER;
-    case ZYDIS_MNEMONIC_LDS:
-    case ZYDIS_MNEMONIC_LES:
-    case ZYDIS_MNEMONIC_LFS:
-    case ZYDIS_MNEMONIC_LGS:
-    case ZYDIS_MNEMONIC_LSS:
-    case ZYDIS_MNEMONIC_LGDT:
-    case ZYDIS_MNEMONIC_LIDT:
-    case ZYDIS_MNEMONIC_LLDT:
-    case ZYDIS_MNEMONIC_LTR:
-    case ZYDIS_MNEMONIC_SGDT:
-    case ZYDIS_MNEMONIC_SIDT:
-    case ZYDIS_MNEMONIC_SLDT:
-    case ZYDIS_MNEMONIC_STR:
-    case ZYDIS_MNEMONIC_LAR:
-    case ZYDIS_MNEMONIC_LSL:
-    case ZYDIS_MNEMONIC_VERR:
-    case ZYDIS_MNEMONIC_VERW:
-        return GROUP_SEGMENT;
-    case ZYDIS_MNEMONIC_LMSW:
-    case ZYDIS_MNEMONIC_SMSW:
-    case ZYDIS_MNEMONIC_CLTS:
-    case ZYDIS_MNEMONIC_INVLPG:
-    case ZYDIS_MNEMONIC_INVPCID:
-    case ZYDIS_MNEMONIC_RDMSR:
-    case ZYDIS_MNEMONIC_WRMSR:
-    case ZYDIS_MNEMONIC_RDPMC:
-    case ZYDIS_MNEMONIC_RDTSC:
-    case ZYDIS_MNEMONIC_RDTSCP:
-    case ZYDIS_MNEMONIC_CPUID:
-    case ZYDIS_MNEMONIC_XGETBV:
-    case ZYDIS_MNEMONIC_XSETBV:
-    case ZYDIS_MNEMONIC_SWAPGS:
-    case ZYDIS_MNEMONIC_RDFSBASE:
-    case ZYDIS_MNEMONIC_RDGSBASE:
-    case ZYDIS_MNEMONIC_WRFSBASE:
-    case ZYDIS_MNEMONIC_WRGSBASE:
-        return GROUP_CONTROL;
     case ZYDIS_MNEMONIC_XSAVE:
     case ZYDIS_MNEMONIC_XSAVE64:
     case ZYDIS_MNEMONIC_XSAVEOPT:
@@ -153,6 +96,72 @@ static enum group group_of(const struct fvm_insn *insn)
     }
 }
 
+static enum group group_of(const struct fvm_insn *insn)
+{
+    switch (insn->z.mnemonic) {
+    case ZYDIS_MNEMONIC_MOV:
+        return group_of_mov(insn);
+    case ZYDIS_MNEMONIC_PUSH:
+    case ZYDIS_MNEMONIC_POP:
+        return is_special_register(&insn->ops[0]) ? GROUP_SEGMENT : GROUP_NONE;
+    case ZYDIS_MNEMONIC_JMP:
+    case ZYDIS_MNEMONIC_CALL:
+    case ZYDIS_MNEMONIC_RET:
+        return insn->z.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR ? GROUP_TRANSFER : GROUP_NONE;
+    case ZYDIS_MNEMONIC_IRET:
+    case ZYDIS_MNEMONIC_IRETD:
+    case ZYDIS_MNEMONIC_IRETQ:
+    case ZYDIS_MNEMONIC_INT:
+    case ZYDIS_MNEMONIC_INT1:
+    case ZYDIS_MNEMONIC_INT3:
+    case ZYDIS_MNEMONIC_INTO:
+    case ZYDIS_MNEMONIC_SYSCALL:
+    case ZYDIS_MNEMONIC_SYSRET:
+    case ZYDIS_MNEMONIC_SYSENTER:
+    case ZYDIS_MNEMONIC_SYSEXIT:
+        return GROUP_TRANSFER;
+    case ZYDIS_MNEMONIC_LDS:
+    case ZYDIS_MNEMONIC_LES:
+    case ZYDIS_MNEMONIC_LFS:
+    case ZYDIS_MNEMONIC_LGS:
+    case ZYDIS_MNEMONIC_LSS:
+    case ZYDIS_MNEMONIC_LGDT:
+    case ZYDIS_MNEMONIC_LIDT:
+    case ZYDIS_MNEMONIC_LLDT:
+    case ZYDIS_MNEMONIC_LTR:
+    case ZYDIS_MNEMONIC_SGDT:
+    case ZYDIS_MNEMONIC_SIDT:
+    case ZYDIS_MNEMONIC_SLDT:
+    case ZYDIS_MNEMONIC_STR:
+    case ZYDIS_MNEMONIC_LAR:
+    case ZYDIS_MNEMONIC_LSL:
+    case ZYDIS_MNEMONIC_VERR:
+    case ZYDIS_MNEMONIC_VERW:
+        return GROUP_SEGMENT;
+    case ZYDIS_MNEMONIC_LMSW:
+    case ZYDIS_MNEMONIC_SMSW:
+    case ZYDIS_MNEMONIC_CLTS:
+    case ZYDIS_MNEMONIC_INVLPG:
+    case ZYDIS_MNEMONIC_INVPCID:
+    case ZYDIS_MNEMONIC_RDMSR:
+    case ZYDIS_MNEMONIC_WRMSR:
+    case ZYDIS_MNEMONIC_RDPMC:
+    case ZYDIS_MNEMONIC_RDTSC:
+    case ZYDIS_MNEMONIC_RDTSCP:
+    case ZYDIS_MNEMONIC_CPUID:
+    case ZYDIS_MNEMONIC_XGETBV:
+    case ZYDIS_MNEMONIC_XSETBV:
+    case ZYDIS_MNEMONIC_SWAPGS:
+    case ZYDIS_MNEMONIC_RDFSBASE:
+    case ZYDIS_MNEMONIC_RDGSBASE:
+    case ZYDIS_MNEMONIC_WRFSBASE:
+    case ZYDIS_MNEMONIC_WRGSBASE:
+        return GROUP_CONTROL;
+    default:
+        return group_of_rest(insn);
+    }
+}
+
 bool fvm_insn_is_system(const struct fvm_insn *insn) { return group_of(insn) != GROUP_NONE; }
 
 static int push_flags(struct fvm_vcpu *v, const struct fvm_insn *insn, struct fvm_fault *fault)
@@ -211,7 +220,8 @@ static int port_io(struct fvm_vcpu *v, const struct fvm_insn *insn, struct fvm_f
     bool in = insn->z.mnemonic == ZYDIS_MNEMONIC_IN;
     const ZydisDecodedOperand *data = &insn->ops[in ? 0 : 1], *where = &insn->ops[in ? 1 : 0];
     unsigned bytes = data->size / 8u;
-    uint16_t port = where->type == ZYDIS_OPERAND_TYPE_IMMEDIATE ? (uint8_t)where->imm.value.u : (uint16_t)v->regs[FVM_RDX];
+    bool imm = where->type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
+    uint16_t port = imm ? (uint8_t)where->imm.value.u : (uint16_t)v->regs[FVM_RDX];
 
     if (fvm_system_io_check(v, port, bytes, fault))
         return FVM_FAULT;

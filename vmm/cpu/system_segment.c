@@ -75,7 +75,8 @@ static int load_pointer(struct fvm_vcpu *v, const struct fvm_insn *insn, unsigne
     return 0;
 }
 
-static int load_table(struct fvm_vcpu *v, const struct fvm_insn *insn, struct fvm_dtable *table, struct fvm_fault *fault)
+static int load_table(struct fvm_vcpu *v, const struct fvm_insn *insn, struct fvm_dtable *table,
+                      struct fvm_fault *fault)
 {
     bool lng = fvm_vcpu_code_bits(v) == 64;
     uint8_t bytes = lng ? 8 : 4;

@@ -109,7 +109,8 @@ int fvm_vmem_read(struct fvm_vcpu *v, fvm_gva va, void *buf, size_t len, enum fv
     return 0;
 }
 
-int fvm_vmem_probe(struct fvm_vcpu *v, fvm_gva va, size_t len, unsigned want, enum fvm_vmem_as as, struct fvm_fault *fault)
+int fvm_vmem_probe(struct fvm_vcpu *v, fvm_gva va, size_t len, unsigned want, enum fvm_vmem_as as,
+                   struct fvm_fault *fault)
 {
     bool user = as == FVM_AS_CPL && v->cpl == 3;
 
@@ -127,7 +128,8 @@ int fvm_vmem_probe(struct fvm_vcpu *v, fvm_gva va, size_t len, unsigned want, en
     return 0;
 }
 
-int fvm_vmem_write(struct fvm_vcpu *v, fvm_gva va, const void *buf, size_t len, enum fvm_vmem_as as, struct fvm_fault *fault)
+int fvm_vmem_write(struct fvm_vcpu *v, fvm_gva va, const void *buf, size_t len, enum fvm_vmem_as as,
+                   struct fvm_fault *fault)
 {
     bool user = as == FVM_AS_CPL && v->cpl == 3;
     const uint8_t *in = buf;

@@ -1,9 +1,9 @@
 /*
  * xsave.c - XSAVE, XSAVEOPT, XRSTOR, FXSAVE, FXRSTOR between guest memory and v->xsave.
  *
- * v->xsave is a standard-format image written by the host's XSAVE64: XSTATE_BV says which components are in use, and what is not in use
- * has its initial value whatever the bytes say; MXCSR is always valid. Here only the copying rules are done, never
- * arithmetic, so the result does not depend on the host but for XSTATE_BV being a superset.
+ * v->xsave is a standard-format image written by the host's XSAVE64: XSTATE_BV says which components are in use, and
+ * what is not in use has its initial value whatever the bytes say; MXCSR is always valid. Here only the copying rules are
+ * done, never arithmetic, so the result does not depend on the host but for XSTATE_BV being a superset.
  * FCS and FDS are stored as 0, as CPUID.7.EBX[13] promises. Source: Intel SDM vol. 1, ch. 13.
  */
 #include <string.h>
@@ -73,8 +73,8 @@ static bool mxcsr_bad(const uint8_t *image)
     return (x & ~MXCSR_MASK) != 0;
 }
 
-static int area(struct fvm_vcpu *v, const struct fvm_insn *insn, unsigned len, unsigned align, bool write, fvm_gva *ret_va,
-                struct fvm_fault *fault)
+static int area(struct fvm_vcpu *v, const struct fvm_insn *insn, unsigned len, unsigned align, bool write,
+                fvm_gva *ret_va, struct fvm_fault *fault)
 {
     if (insn->ops[0].type != ZYDIS_OPERAND_TYPE_MEMORY)
         return fvm_raise_ud(fault);
@@ -86,7 +86,8 @@ static int area(struct fvm_vcpu *v, const struct fvm_insn *insn, unsigned len, u
 /* Registers that exist in this mode: 16 vector registers in 64-bit mode, else 8. */
 static unsigned vectors(const struct fvm_vcpu *v) { return fvm_vcpu_code_bits(v) == 64 ? 16 : 8; }
 
-static int put(struct fvm_vcpu *v, fvm_gva va, const uint8_t *image, unsigned off, unsigned len, struct fvm_fault *fault)
+static int put(struct fvm_vcpu *v, fvm_gva va, const uint8_t *image, unsigned off, unsigned len,
+               struct fvm_fault *fault)
 {
     return fvm_vmem_write(v, va + off, image + off, len, FVM_AS_CPL, fault);
 }
