@@ -17,6 +17,7 @@
 #define SECTOR 512
 #define QUEUE_SIZE 256
 #define IN_FLIGHT_MAX 256
+#define ERRORS_PER_LINE 64 /* a full disk fails every request */
 #define DISCARD_SECTORS_MAX (1u << 22) /* 2 GiB at a time */
 
 enum { F_SEG_MAX = 2, F_RO = 5, F_BLK_SIZE = 6, F_FLUSH = 9, F_DISCARD = 13, F_WRITE_ZEROES = 14 };
@@ -40,6 +41,7 @@ struct blk { /* board lock */
     char serial[20];
     struct request *table, *free;
     unsigned busy;
+    unsigned errors;
     bool starved;   /* the queue has more, the table had no slot */
     bool resetting; /* completions go nowhere */
     bool draining;  /* submit nothing new */
@@ -89,7 +91,7 @@ static void on_done(void *ctx, int status)
 {
     struct request *req = ctx;
     struct blk *blk = req->blk;
-    if (status < 0)
+    if (status < 0 && blk->errors++ % ERRORS_PER_LINE == 0)
         fvm_log(WARN, "virtio_blk.error", "device=%s type=%u err=%s", blk->virtio.dev.instance, req->type, fvm_err_name(status));
     if (status == 0 && req->then_flush) {
         req->then_flush = false;

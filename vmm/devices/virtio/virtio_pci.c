@@ -16,6 +16,8 @@
 #include "base/log.h"
 #include "vmm/devices/pack.h"
 
+#define BROKEN_LOGGED 16
+
 enum { BAR_MSIX = 1, BAR_REGS = 4 };
 enum { REGS_COMMON = 0x0000, REGS_ISR = 0x1000, REGS_DEVICE = 0x2000, REGS_NOTIFY = 0x3000, REGS_PART = 0x1000, REGS_END = 0x4000 };
 enum { CAP_COMMON = 1, CAP_NOTIFY = 2, CAP_ISR = 3, CAP_DEVICE = 4, CAP_PCI = 5 };
@@ -76,7 +78,8 @@ void fvm_virtio_broken(struct fvm_virtio *v, unsigned queue, const char *why)
 {
     if (v->status & FVM_VIRTIO_S_NEEDS_RESET)
         return;
-    fvm_log(WARN, "virtio.broken", "device=%s queue=%u why=\"%s\"", v->dev.instance, queue, why);
+    if (v->broken_count++ < BROKEN_LOGGED) /* a guest must not fill the host's log */
+        fvm_log(WARN, "virtio.broken", "device=%s queue=%u why=\"%s\"", v->dev.instance, queue, why);
     v->status |= FVM_VIRTIO_S_NEEDS_RESET;
     fvm_virtio_config_changed(v);
 }

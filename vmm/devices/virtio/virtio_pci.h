@@ -62,6 +62,7 @@ struct fvm_virtio { /* first member of each virtio chip. Board lock. */
     struct fvm_virtqueue queue[FVM_VIRTIO_QUEUES_MAX];
     unsigned pci_cfg_cap; /* config space offset of the window capability */
     bool quiesced;
+    unsigned broken_count; /* times that the rings made no sense */
     int defer_event;      /* eventfd */
     struct fvm_loop_io *defer_io;
     unsigned deferred;    /* bit per queue */
