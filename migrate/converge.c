@@ -1,0 +1,58 @@
+/*
+ * converge.c - the controller of pre-copy. Pure arithmetic; knows no VM, no clock.
+ *
+ * Invariant: FINAL only when predicted <= max_downtime, or the miss policy says pause.
+ */
+#include "migrate/converge.h"
+
+#define ALPHA 0.5 /* weight of the newest round: the guest's phases are short */
+#define FIXED_START_NS 15e6
+#define ROUND_LIMIT 60
+
+void fvm_converge_init(struct fvm_converge *c, uint64_t max_downtime_ns, uint64_t deadline_ns, enum fvm_on_miss on_miss)
+{
+    *c = (struct fvm_converge){.max_downtime_ns = max_downtime_ns,
+                               .deadline_ns = deadline_ns,
+                               .round_limit = ROUND_LIMIT,
+                               .on_miss = on_miss,
+                               .fixed_ns = FIXED_START_NS,
+                               .predicted_ns = UINT64_MAX};
+}
+
+static double ewma(double old, double sample)
+{
+    return old > 0 ? old + ALPHA * (sample - old) : sample;
+}
+
+enum fvm_converge_next fvm_converge_round(struct fvm_converge *c, uint64_t sent_bytes, uint64_t dirtied_bytes,
+                                          uint64_t pending_bytes, double compression, uint64_t round_ns, uint64_t elapsed_ns)
+{
+    double seconds = (double)FVM_MAX(round_ns, 1000ull) / 1e9;
+    if (sent_bytes > 65536 || c->bandwidth <= 0)
+        c->bandwidth = ewma(c->bandwidth, (double)FVM_MAX(sent_bytes, 1ull) / seconds);
+    c->dirty_rate = ewma(c->dirty_rate, (double)dirtied_bytes / seconds);
+    c->rounds++;
+    c->last_predicted_ns = c->predicted_ns;
+    double wire = (double)pending_bytes * (compression > 0 ? compression : 1.0);
+    double ns = wire / c->bandwidth * 1e9 + c->fixed_ns;
+    c->predicted_ns = ns < 1e18 ? (uint64_t)ns : (uint64_t)1e18;
+
+    bool shrinking = c->last_predicted_ns == UINT64_MAX || (double)c->predicted_ns < 0.75 * (double)c->last_predicted_ns;
+    c->stalls = shrinking ? 0 : c->stalls + 1;
+    bool late = c->rounds >= c->round_limit || (c->deadline_ns && elapsed_ns >= c->deadline_ns);
+    if (c->predicted_ns <= c->max_downtime_ns) {
+        bool good_enough = (double)c->predicted_ns <= 2 * c->fixed_ns || c->predicted_ns <= c->max_downtime_ns / 8;
+        return good_enough || !shrinking || late ? FVM_CONVERGE_FINAL : FVM_CONVERGE_ROUND;
+    }
+    if (!late)
+        return FVM_CONVERGE_ROUND;
+    return c->on_miss == FVM_ON_MISS_PAUSE ? FVM_CONVERGE_FINAL : FVM_CONVERGE_MISS;
+}
+
+bool fvm_converge_stalling(struct fvm_converge *c)
+{
+    if (c->warned || c->stalls < 3 || c->predicted_ns <= c->max_downtime_ns)
+        return false;
+    c->warned = true;
+    return true;
+}
