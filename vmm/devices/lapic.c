@@ -340,6 +340,10 @@ static void timer_fire(void *ctx)
 
     if (now < expire)
         return;
+    if (c->tsc_deadline > fvm_clock_tsc(c->chip->dev.board->clock)) { /* the guest set its TSC back meanwhile */
+        timer_set_expire(c, fvm_clock_tsc_to_ns(c->chip->dev.board->clock, c->tsc_deadline));
+        return;
+    }
     c->timer_expire_ns = NEVER;
     switch (LVT_TIMER_MODE(c->lvt[LVT_TIMER])) {
     case 1: {

@@ -457,7 +457,8 @@ void fvm_pci_function_restore(struct fvm_pci_function *fn, const Fvm__PciFunctio
     for (unsigned i = 0; i < fn->msix_count; i++)
         fn->msix[i] = (struct fvm_pci_msix_entry){
             .addr = state->msix[i]->addr, .data = state->msix[i]->data, .control = state->msix[i]->control};
-    memcpy(fn->msix_pending, state->msix_pending, state->n_msix_pending * sizeof(uint32_t));
+    for (size_t i = 0; i < state->n_msix_pending; i++)
+        fn->msix_pending[i] = state->msix_pending[i];
     fn->intx_level = state->intx;
     remap(fn);
     drive_intx(fn);
