@@ -2,13 +2,15 @@
  * fvm_terminal.c - raw mode and the escape keys. See fvm_terminal.h.
  *
  * Invariant: `raw` is true exactly while the terminal differs from `saved`; restoring twice is harmless. The signal handler
- * uses async-signal-safe calls only (tcsetattr is one).
+ * makes bare system calls only.
  */
 #include "cluster/fvm_terminal.h"
 
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
 #include <termios.h>
 #include <unistd.h>
 
@@ -27,16 +29,33 @@ void fvm_terminal_restore(void)
     fvm_log_set_crlf(false);
 }
 
-static void on_crash(int signo)
+/* A crash inside translated code leaves FS with the guest's processor: no libc, no thread-local errno. */
+static long raw_call(long nr, long a, long b, long c, long d)
 {
+    long ret;
+    register long r10 __asm__("r10") = d;
+    __asm__ volatile("syscall" : "=a"(ret) : "a"(nr), "D"(a), "S"(b), "d"(c), "r"(r10) : "rcx", "r11", "memory");
+    return ret;
+}
+
+static struct { /* struct termios as the kernel has it */
+    unsigned flags[4];
+    unsigned char line, cc[19];
+} saved_kernel;
+
+__attribute__((optimize("no-stack-protector"))) static void on_crash(int signo)
+{
+    static const char text[] = "\nfvm: ended by a signal; the terminal is restored\n";
+    static const struct { void *handler; unsigned long flags; void *restorer; unsigned long mask; } dfl;
+    unsigned long none = 0;
     if (raw) {
         raw = 0;
-        tcsetattr(STDIN_FILENO, TCSANOW, &saved);
-        static const char text[] = "\nfvm: ended by a signal; the terminal is restored\n";
-        (void)!write(STDERR_FILENO, text, sizeof(text) - 1);
+        raw_call(SYS_ioctl, STDIN_FILENO, TCSETS, (long)&saved_kernel, 0);
+        raw_call(SYS_write, STDERR_FILENO, (long)text, sizeof(text) - 1, 0);
     }
-    signal(signo, SIG_DFL); /* and again: a core file, the right exit status */
-    raise(signo);
+    raw_call(SYS_rt_sigaction, signo, (long)&dfl, 0, sizeof(none)); /* and again: a core file, the right exit status */
+    raw_call(SYS_rt_sigprocmask, SIG_SETMASK, (long)&none, 0, sizeof(none));
+    raw_call(SYS_tgkill, raw_call(SYS_getpid, 0, 0, 0, 0), raw_call(SYS_gettid, 0, 0, 0, 0), signo, 0);
 }
 
 static void set_raw(void)
@@ -62,7 +81,8 @@ static void on_continue(int signo)
 
 void fvm_terminal_raw(void)
 {
-    if (raw || !isatty(STDIN_FILENO) || tcgetattr(STDIN_FILENO, &saved) != 0)
+    if (raw || !isatty(STDIN_FILENO) || tcgetattr(STDIN_FILENO, &saved) != 0 ||
+        ioctl(STDIN_FILENO, TCGETS, &saved_kernel) != 0)
         return;
     struct sigaction sa = {.sa_handler = on_crash, .sa_flags = SA_ONSTACK | SA_NODEFER | (int)SA_RESETHAND};
     sigemptyset(&sa.sa_mask);

@@ -98,10 +98,23 @@ static bool handle_trap(struct fvm_vcpu *v, greg_t *g)
     return true;
 }
 
+static const int traps[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
+/* Dispositions are the process', so what was there before the first engine is, too. Written before vCPU threads exist. */
+static struct sigaction before[FVM_ARRAY_SIZE(traps)];
+
+/* Not the guest's: whoever handled it before us (a crash handler) or the default action, with a core that shows the place. */
+static void give_back(int signo, const siginfo_t *info)
+{
+    for (unsigned k = 0; k < FVM_ARRAY_SIZE(traps); k++)
+        if (traps[k] == signo)
+            sigaction(signo, &before[k], NULL);
+    if (info->si_code <= 0)
+        raise(signo); /* sent by kill: it would not come again by itself */
+}
+
 void fvm_signal_handle(int signo, void *info, void *uc, struct fvm_vcpu *v)
 {
     greg_t *g = ((ucontext_t *)uc)->uc_mcontext.gregs;
-    (void)info;
     if (signo == FVM_KICK_SIGNAL) {
         if (v)
             handle_kick(v, g);
@@ -109,7 +122,7 @@ void fvm_signal_handle(int signo, void *info, void *uc, struct fvm_vcpu *v)
     }
     if (v && handle_trap(v, g))
         return;
-    signal(signo, SIG_DFL); /* ours: die there, with a core that shows it */
+    give_back(signo, info);
 }
 
 int fvm_signal_install(void)
@@ -118,10 +131,13 @@ int fvm_signal_install(void)
     sa.sa_sigaction = (void (*)(int, siginfo_t *, void *))(void (*)(void))fvm_signal_entry;
     sigemptyset(&sa.sa_mask);
     sigaddset(&sa.sa_mask, FVM_KICK_SIGNAL);
-    static const int traps[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
-    for (unsigned k = 0; k < FVM_ARRAY_SIZE(traps); k++)
-        if (sigaction(traps[k], &sa, NULL))
+    for (unsigned k = 0; k < FVM_ARRAY_SIZE(traps); k++) {
+        struct sigaction old;
+        if (sigaction(traps[k], &sa, &old))
             return fvm_err_from_errno(errno);
+        if (old.sa_sigaction != sa.sa_sigaction)
+            before[k] = old;
+    }
     return sigaction(FVM_KICK_SIGNAL, &sa, NULL) ? fvm_err_from_errno(errno) : 0;
 }
 
