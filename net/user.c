@@ -374,24 +374,6 @@ static void drop_pending(struct user *u)
     u->pending_len = 0;
 }
 
-static int user_restore(struct fvm_net *net, const uint8_t *buf, size_t len, struct fvm_err *err)
-{
-    struct user *u = user_of(net);
-    if (len > STATE_MAX)
-        return fvm_err_set(err, FVM_EBADIMAGE, 0, "net", "user network: %zu bytes of state are too many", len);
-    uint8_t *copy = malloc(len);
-    if (!copy)
-        return fvm_err_set(err, FVM_ENOMEM, 0, "net", "out of memory");
-    memcpy(copy, buf, len);
-    drop_pending(u);
-    u->pending = copy;
-    u->pending_len = len;
-    if (!net->active)
-        return 0;
-    fvm_net_deactivate(net); /* a fresh libslirp takes it */
-    return fvm_net_activate(net, err);
-}
-
 /* --- life --- */
 
 static Slirp *make_slirp(struct user *u)
@@ -463,10 +445,33 @@ static int user_activate(struct fvm_net *net, struct fvm_err *err)
     return 0;
 }
 
+static int user_restore(struct fvm_net *net, const uint8_t *buf, size_t len, struct fvm_err *err)
+{
+    struct user *u = user_of(net);
+    if (len > STATE_MAX)
+        return fvm_err_set(err, FVM_EBADIMAGE, 0, "net", "user network: %zu bytes of state are too many", len);
+    uint8_t *copy = malloc(len);
+    if (!copy)
+        return fvm_err_set(err, FVM_ENOMEM, 0, "net", "out of memory");
+    memcpy(copy, buf, len);
+    drop_pending(u);
+    u->pending = copy;
+    u->pending_len = len;
+    if (!net->active)
+        return 0;
+    unmake_slirp(u); /* a fresh libslirp takes it */
+    int r = user_activate(net, err);
+    net->active = r == 0;
+    return r;
+}
+
 static void user_deactivate(struct fvm_net *net)
 {
     struct user *u = user_of(net);
     fvm_loop_timer_arm(u->timer, UINT64_MAX);
+    drop_pending(u);
+    if (user_save(net, &u->pending, &u->pending_len) < 0) /* for the case that it comes back (an aborted migration) */
+        fvm_log(WARN, "net.user.forgets", "why=\"out of memory\"");
     unmake_slirp(u);
 }
 

@@ -95,7 +95,7 @@ int fvm_disk_open(struct fvm_loop *loop, const struct fvm_disk_options *opt, str
         close(fd);
         return fvm_err_set(err, FVM_ENOMEM, 0, "storage", "disk %s: out of memory", opt->path);
     }
-    *disk = (struct fvm_disk){.loop = loop, .fd = fd, .path = path, .readonly = opt->readonly, .event = -1};
+    *disk = (struct fvm_disk){.loop = loop, .fd = fd, .path = path, .readonly = opt->readonly, .stale = opt->inactive, .event = -1};
     int r = measure(disk, err);
     if (r == 0)
         r = check_content(disk, &checked, err);
@@ -179,7 +179,7 @@ int fvm_disk_activate(struct fvm_disk *disk, uint64_t epoch, struct fvm_err *err
         if (r < 0)
             return r;
     }
-    int r = disk->readonly ? 0 : fvm_epoch_claim(disk->fd, disk->path, epoch, err);
+    int r = disk->readonly ? 0 : fvm_epoch_claim(disk, epoch, err);
     if (r < 0) {
         if (!was_active)
             fvm_lock_release(disk->fd);
@@ -197,6 +197,9 @@ int fvm_disk_activate(struct fvm_disk *disk, uint64_t epoch, struct fvm_err *err
             return r;
         }
     }
+    if (disk->stale) /* another host may have written: what this one has read before counts for nothing */
+        posix_fadvise(disk->fd, 0, 0, POSIX_FADV_DONTNEED);
+    disk->stale = false;
     disk->active = true;
     return 0;
 }
@@ -208,6 +211,7 @@ int fvm_disk_deactivate(struct fvm_disk *disk)
     fvm_disk_drain(disk);
     int r = disk->readonly ? 0 : fvm_raw_sync(disk);
     disk->active = false;
+    disk->stale = true;
     fvm_lock_release(disk->fd);
     int reopened = reopen(disk, false, NULL);
     if (r < 0)

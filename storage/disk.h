@@ -41,6 +41,7 @@ struct fvm_disk { /* guard's, but for the part that `mutex` keeps */
     bool block_device;
     bool readonly;
     bool active;
+    bool stale; /* was inactive: the page cache may hold what another host has overwritten since */
 
     pthread_t workers[FVM_DISK_WORKERS];
     unsigned worker_count;
@@ -67,7 +68,7 @@ int fvm_raw_sync(struct fvm_disk *disk);
 int fvm_lock_take(int fd, const char *path, bool shared, struct fvm_err *err);
 void fvm_lock_release(int fd);
 /** Lock held. Refuses an epoch older than the volume's, else makes it the volume's, durably. 0 compares nothing. */
-int fvm_epoch_claim(int fd, const char *path, uint64_t epoch, struct fvm_err *err);
+int fvm_epoch_claim(const struct fvm_disk *disk, uint64_t epoch, struct fvm_err *err);
 
 /* probe.c */
 int fvm_probe_fd(int fd, const char *path, struct fvm_probe *ret, struct fvm_err *err);

@@ -17,6 +17,7 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
+#include "base/log.h"
 #include "storage/disk.h"
 
 #define EPOCH_XATTR "user.fvm.epoch"
@@ -178,10 +179,12 @@ static int sidecar_write(const char *sidecar, const char *text, size_t len)
     return r < 0 ? r : sync_directory_of(sidecar);
 }
 
-int fvm_epoch_claim(int fd, const char *path, uint64_t epoch, struct fvm_err *err)
+int fvm_epoch_claim(const struct fvm_disk *disk, uint64_t epoch, struct fvm_err *err)
 {
     if (epoch == 0)
         return 0;
+    const char *path = disk->path;
+    int fd = disk->fd;
     char *sidecar, text[32];
     uint64_t seen = 0;
     int r = sidecar_name(path, &sidecar);
@@ -201,6 +204,10 @@ int fvm_epoch_claim(int fd, const char *path, uint64_t epoch, struct fvm_err *er
             r = 0;
         else
             r = sidecar_write(sidecar, text, (size_t)n);
+        if (r < 0 && disk->block_device) { /* nowhere to keep it; O_EXCL keeps other writers of this host away all the same */
+            fvm_log(WARN, "storage.epoch_not_kept", "path=%s epoch=%llu", path, (unsigned long long)epoch);
+            r = 0;
+        }
         if (r < 0)
             fvm_err_set(err, r, errno, "storage", "disk %s: cannot record storage epoch %llu (attribute %s, file %s): %s",
                         path, (unsigned long long)epoch, EPOCH_XATTR, sidecar, fvm_err_text(r));

@@ -9,7 +9,8 @@
  * Storage epoch: the number of the last writer that a cluster let in. It lives with the volume: in the extended attribute
  * user.fvm.epoch of the file or, where that cannot be written, in a sidecar file `<path>.fvm-epoch`; the larger of the
  * two counts. It is compared and raised while the lock is held. A block device has no attribute and its sidecar (in
- * /dev) is this host's alone: there the epoch guards against writers of the same host only.
+ * /dev) is this host's alone: there the epoch guards against writers of the same host only, and where not even the
+ * sidecar can be written a warning is logged.
  *
  * Threads: all functions on the loop's thread or with its guard held; fvm_disk_open and _close on the loop's thread.
  */

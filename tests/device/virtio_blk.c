@@ -327,7 +327,7 @@ static void test_broken_rings(void)
         {"no status byte", HEADS, 16, 0, 0},
         {"indirect outside memory", VT_RAM, 16, 4, 0},
         {"indirect of odd size", HEADS, 24, 4, 0},
-        {"indirect too large", HEADS, 16 * 129, 4, 0},
+        {"indirect too large", HEADS, 16 * 257, 4, 0},
         {"indirect with next", HEADS, 16, 5, 11},
     };
     for (size_t i = 0; i < FVM_ARRAY_SIZE(bad); i++) {

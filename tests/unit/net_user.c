@@ -216,6 +216,13 @@ static void test_state_moves(void)
     CU_ASSERT_EQUAL(fresh.offered[3], 15);
     free(state);
     fvm_net_close(&to);
+    /* a migration that was called off: the same net comes back */
+    fvm_net_deactivate(from);
+    CU_ASSERT_EQUAL(fvm_net_activate(from, &err), 0);
+    a.got_dhcp = false;
+    send_dhcp(from, mac_b, 1);
+    CU_ASSERT_TRUE(turn_until(&a.got_dhcp));
+    CU_ASSERT_EQUAL(a.offered[3], 16);
     fvm_net_close(&from);
 }
 

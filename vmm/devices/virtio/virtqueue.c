@@ -5,7 +5,7 @@
  *   avail       {flags 2, idx 2, ring[size] 2, used_event 2}        written by the driver
  *   used        {flags 2, idx 2, ring[size] {id 4, len 4}, avail_event 2}   written by the device
  *
- * Invariants: no loop runs longer than a chain may be (the queue's size); a descriptor is copied before it is judged; next_used
+ * Invariants: no loop runs longer than a chain may be (FVM_VIRTQUEUE_SIZE_MAX; Linux makes indirect chains longer than its ring); a descriptor is copied before it is judged; next_used
  * trails next_avail by exactly the chains in flight. Writes to the used ring are marked in the page versions after the bytes.
  */
 #include "vmm/devices/virtio/virtqueue.h"
@@ -105,8 +105,8 @@ static const char *add_buffer(const struct fvm_virtqueue *q, struct fvm_virtqueu
         return "empty buffer";
     if (write ? 0 : chain->in_count)
         return "buffer to read after a buffer to write";
-    if (chain->out_count + chain->in_count >= q->size)
-        return "chain longer than the queue";
+    if (chain->out_count + chain->in_count >= FVM_VIRTQUEUE_SIZE_MAX)
+        return "chain too long";
     void *hva = fvm_ram_map(ram_of(q), d->gpa, d->len);
     if (!hva)
         return "buffer outside memory";
@@ -129,14 +129,14 @@ static const char *walk_chain(struct fvm_virtqueue *q, struct fvm_virtqueue_chai
     unsigned count = q->size;
     bool indirect = false;
     struct desc d;
-    for (unsigned steps = 0; steps <= q->size; steps++) {
+    for (unsigned steps = 0; steps <= FVM_VIRTQUEUE_SIZE_MAX; steps++) {
         if (at >= count)
             return "descriptor index out of range";
         memcpy(&d, table + 16u * at, sizeof(d));
         if (d.flags & DESC_INDIRECT) {
             if (indirect || !fvm_virtio_has(q->virtio, FVM_VIRTIO_F_INDIRECT_DESC) || (d.flags & DESC_NEXT))
                 return "indirect descriptor where none may be";
-            if (d.len == 0 || d.len % 16 || d.len / 16 > q->size)
+            if (d.len == 0 || d.len % 16 || d.len / 16 > FVM_VIRTQUEUE_SIZE_MAX)
                 return "indirect table of bad size";
             table = fvm_ram_map(ram_of(q), d.gpa, d.len);
             if (!table)

@@ -18,7 +18,7 @@
 #include "proto/device_state.pb-c.h"
 #include "vmm/devices/device.h"
 
-#define FVM_VIRTQUEUE_SIZE_MAX 256 /* also the longest chain: the spec forbids chains longer than the queue */
+#define FVM_VIRTQUEUE_SIZE_MAX 256 /* also the longest chain, indirect or not */
 #define FVM_VIRTIO_NO_VECTOR 0xffff
 
 struct fvm_virtio;
