@@ -87,6 +87,7 @@ static void *thread_main(void *arg)
     struct fvm_vcpu_priv *p = arg;
     struct fvm_vcpu *v = p->v;
     p->tid = (int)syscall(SYS_gettid);
+    fvm_bus_set_cpu(v->index); /* local APIC registers are at one address for all */
     int r = fvm_signal_thread_init(p);
     fvm_assert(!r);
     fvm_run_park(p);
