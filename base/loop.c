@@ -93,16 +93,23 @@ uint64_t fvm_wall_ns(void)
     return (uint64_t)ts.tv_sec * NS_PER_S + (uint64_t)ts.tv_nsec;
 }
 
-static void guard_lock(struct fvm_loop *loop)
+struct guard { /* as it was when a callback began */
+    fvm_loop_fn unlock;
+    void *ctx;
+};
+
+static struct guard guard_lock(struct fvm_loop *loop)
 {
     if (loop->guard_lock)
         loop->guard_lock(loop->guard_ctx);
+    return (struct guard){.unlock = loop->guard_unlock, .ctx = loop->guard_ctx};
 }
 
-static void guard_unlock(struct fvm_loop *loop)
+/* A callback may set the guard (a VM is made when its guest comes): only what was locked is unlocked. */
+static void guard_unlock(struct fvm_loop *loop, struct guard held)
 {
-    if (loop->guard_unlock)
-        loop->guard_unlock(loop->guard_ctx);
+    if (held.unlock && loop->guard_unlock == held.unlock && loop->guard_ctx == held.ctx)
+        held.unlock(held.ctx);
 }
 
 static void child_watch_free(struct child_watch *watch);
@@ -136,9 +143,9 @@ static int on_wake(sd_event_source *source, int fd, uint32_t revents, void *ctx)
 
     while (p) {
         struct post *next = p->next;
-        guard_lock(loop);
+        struct guard held = guard_lock(loop);
         p->fn(p->ctx);
-        guard_unlock(loop);
+        guard_unlock(loop, held);
         free(p);
         p = next;
     }
@@ -261,9 +268,9 @@ static int on_io(sd_event_source *source, int fd, uint32_t revents, void *ctx)
     struct fvm_loop *loop = io->loop;
     unsigned ev = (revents & EPOLLIN ? FVM_LOOP_IN : 0u) | (revents & EPOLLOUT ? FVM_LOOP_OUT : 0u) |
                   (revents & (EPOLLHUP | EPOLLRDHUP) ? FVM_LOOP_HUP : 0u) | (revents & EPOLLERR ? FVM_LOOP_ERR : 0u);
-    guard_lock(loop);
+    struct guard held = guard_lock(loop);
     io->fn(io->ctx, fd, ev);
-    guard_unlock(loop);
+    guard_unlock(loop, held);
     return 0;
 }
 
@@ -375,9 +382,9 @@ static int on_signal(sd_event_source *source, const struct signalfd_siginfo *si,
     (void)si;
     struct signal_watch *watch = ctx;
     struct fvm_loop *loop = watch->loop;
-    guard_lock(loop);
+    struct guard held = guard_lock(loop);
     watch->fn(watch->ctx);
-    guard_unlock(loop);
+    guard_unlock(loop, held);
     return 0;
 }
 
@@ -432,9 +439,9 @@ static int on_child(sd_event_source *source, int fd, uint32_t revents, void *ctx
         at = &(*at)->next;
     *at = watch->next;
     child_watch_free(watch);
-    guard_lock(w.loop);
+    struct guard held = guard_lock(w.loop);
     w.fn(w.ctx, w.pid, r < 0 ? 0 : status);
-    guard_unlock(w.loop);
+    guard_unlock(w.loop, held);
     return 0;
 }
 

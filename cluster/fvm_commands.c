@@ -19,8 +19,22 @@ static const char *state_name(enum fvm_vm_state state)
     return "unknown";
 }
 
+/* A destination whose guest has not come yet has nothing to be asked about. */
+static bool refuse_empty(struct fvm_run *run, struct fvm_control_call *call)
+{
+    struct fvm_err err = {0};
+    if (run->vm)
+        return false;
+    fvm_err_set(&err, FVM_ESTATE, 0, "vm", "this process waits for a guest");
+    fvm_control_fail(call, &err);
+    return true;
+}
+
 static json_t *status_json(const struct fvm_run *run)
 {
+    if (!run->vm)
+        return json_pack("{s:s, s:s, s:i, s:s}", "name", run->options.config->name, "state", "incoming", "pid", (int)getpid(), "version",
+                         FVM_VERSION);
     const Fvm__VmConfig *c = fvm_vm_config(run->vm);
     struct fvm_ram *ram = fvm_vm_ram(run->vm);
     char id[33] = "";
@@ -55,6 +69,8 @@ static void command_pause(void *ctx, struct fvm_control_call *call, const json_t
 {
     struct fvm_run *run = ctx;
     (void)request;
+    if (refuse_empty(run, call))
+        return;
     int r = fvm_vm_pause(run->vm);
     if (!r)
         fvm_control_event(run->control, "paused", NULL);
@@ -65,6 +81,8 @@ static void command_resume(void *ctx, struct fvm_control_call *call, const json_
 {
     struct fvm_run *run = ctx;
     (void)request;
+    if (refuse_empty(run, call))
+        return;
     /* The destination of a migration has no guest yet: it must not start an empty machine. */
     int r = run->options.incoming && fvm_vm_get_state(run->vm) == FVM_VM_CREATED ? FVM_ESTATE : fvm_vm_run(run->vm);
     if (!r)
@@ -76,7 +94,8 @@ static void command_powerdown(void *ctx, struct fvm_control_call *call, const js
 {
     struct fvm_run *run = ctx;
     (void)request;
-    answer(run, call, fvm_vm_power_button(run->vm), "asked to power off");
+    if (!refuse_empty(run, call))
+        answer(run, call, fvm_vm_power_button(run->vm), "asked to power off");
 }
 
 static void command_quit(void *ctx, struct fvm_control_call *call, const json_t *request)
@@ -120,13 +139,15 @@ static void write_stats(struct fvm_run *run, FILE *out)
 static void command_dump(void *ctx, struct fvm_control_call *call, const json_t *request)
 {
     (void)request;
-    reply_text(ctx, call, write_dump);
+    if (!refuse_empty(ctx, call))
+        reply_text(ctx, call, write_dump);
 }
 
 static void command_stats(void *ctx, struct fvm_control_call *call, const json_t *request)
 {
     (void)request;
-    reply_text(ctx, call, write_stats);
+    if (!refuse_empty(ctx, call))
+        reply_text(ctx, call, write_stats);
 }
 
 int fvm_commands_register(struct fvm_run *run)

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "cluster/fvm_migrate.h"
 #include "cluster/fvm_sandbox.h"
 
 int fvm_complain(const struct fvm_err *err)
@@ -128,25 +129,37 @@ static int open_trace(struct fvm_run *run, struct fvm_err *err)
     return 0;
 }
 
-static int make_vm(struct fvm_run *run, struct fvm_err *err)
+int fvm_run_make_vm(struct fvm_run *run, const Fvm__VmConfig *config, struct fvm_err *err)
 {
     const struct fvm_run_options *o = &run->options;
     const struct fvm_engine_config engine = {.single_block = o->single_block, .single_insn = o->single_insn,
                                              .trace = o->trace, .trace_file = run->trace};
     const struct fvm_vm_hooks hooks = {.event = on_event, .stdio_filter = on_typed, .ctx = run,
                                        .inactive = o->incoming != NULL};
-    const Fvm__VmConfig *c = o->config;
+    return fvm_vm_create(config, run->loop, &engine, &hooks, &run->vm, err);
+}
+
+static int make_control(struct fvm_run *run, struct fvm_err *err)
+{
+    const char *path = run->options.config->control;
+    if (!path[0])
+        return run->options.incoming
+                   ? fvm_err_set(err, FVM_EINVAL, 0, "run", "--incoming needs --control: there it is told who comes") : 0;
+    int r = fvm_control_create(run->loop, path, &run->control, err);
+    if (!r && (fvm_commands_register(run) || fvm_migrate_register(run)))
+        r = fvm_err_set(err, FVM_EINTERNAL, 0, "run", "cannot register the commands");
+    return r;
+}
+
+static int make_vm(struct fvm_run *run, struct fvm_err *err)
+{
+    const Fvm__VmConfig *c = run->options.config;
     if (!strcmp(c->serial, "stdio") || !strcmp(c->console, "stdio")) {
         run->terminal = isatty(STDIN_FILENO);
         fvm_terminal_raw();
     }
-    int r = fvm_vm_create(c, run->loop, &engine, &hooks, &run->vm, err);
-    if (!r && c->control[0]) {
-        r = fvm_control_create(run->loop, c->control, &run->control, err);
-        if (!r && fvm_commands_register(run))
-            r = fvm_err_set(err, FVM_EINTERNAL, 0, "run", "cannot register the commands");
-    }
-    return r;
+    int r = run->options.incoming ? 0 : fvm_run_make_vm(run, c, err);
+    return r ? r : make_control(run, err);
 }
 
 static int start_vm(struct fvm_run *run, struct fvm_err *err)
@@ -164,6 +177,7 @@ static int start_vm(struct fvm_run *run, struct fvm_err *err)
 
 static void close_all(struct fvm_run *run)
 {
+    fvm_migrate_close(run);
     if (run->control)
         fvm_control_flush(run->control, 200);
     if (run->vm && fvm_vm_get_state(run->vm) == FVM_VM_RUNNING)

@@ -12,11 +12,14 @@
 #include "cluster/fvm_terminal.h"
 #include "vmm/vm.h"
 
+struct fvm_run_migration;
+
 struct fvm_run { /* main thread */
     struct fvm_run_options options;
     struct fvm_loop *loop;
-    struct fvm_vm *vm;
+    struct fvm_vm *vm;           /* NULL: --incoming, and no guest has come */
     struct fvm_control *control; /* NULL: no --control */
+    struct fvm_run_migration *migration; /* fvm_migrate.c; NULL: never asked for */
     FILE *trace;                 /* owned, or NULL */
     struct fvm_terminal_escape escape;
     bool terminal;               /* stdin is a terminal and the guest's */
@@ -28,6 +31,8 @@ struct fvm_run { /* main thread */
 int fvm_run_main(int argc, char **argv);
 /** The VM's life is over: the loop ends and the process with `status`. */
 void fvm_run_end(struct fvm_run *run, int status);
+/** Makes run->vm of `config`; with --incoming inactive: it opens no disk for writing yet. Loop's thread. */
+int fvm_run_make_vm(struct fvm_run *run, const Fvm__VmConfig *config, struct fvm_err *err);
 /** status, pause, resume, quit, dump, stats (fvm_commands.c). */
 int fvm_commands_register(struct fvm_run *run);
 /** "fvm: text" on stderr; returns the exit status that belongs to err->code. */
