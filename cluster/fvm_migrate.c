@@ -6,8 +6,10 @@
  */
 #include "cluster/fvm_migrate.h"
 
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "cluster/vmrecord.h"
 #include "migrate/migrate.h"
@@ -140,7 +142,22 @@ static void post(struct fvm_run *run, const struct fvm_migrate_progress *progres
     }
 }
 
-static void source_progress(void *ctx, const struct fvm_migrate_progress *g) { post(ctx, g, NULL, on_progress); }
+/* "die_in_phase=NAME" of FVM_MIGRATE_FAULT: as kill -9 in the middle of it. */
+static void die_if_asked(enum fvm_migrate_phase phase)
+{
+    const char *text = getenv("FVM_MIGRATE_FAULT");
+    const char *name = text ? strstr(text, "die_in_phase=") : NULL;
+    size_t n = name ? strcspn(name + 13, ",") : 0;
+    if (n && strlen(fvm_migrate_phase_text(phase)) == n && strncmp(fvm_migrate_phase_text(phase), name + 13, n) == 0)
+        kill(getpid(), SIGKILL);
+}
+
+static void source_progress(void *ctx, const struct fvm_migrate_progress *g)
+{
+    die_if_asked(g->phase);
+    post(ctx, g, NULL, on_progress);
+}
+
 static void source_done(void *ctx, const struct fvm_migrate_report *r) { post(ctx, NULL, r, on_source_done); }
 static void dest_done(void *ctx, const struct fvm_migrate_report *r) { post(ctx, NULL, r, on_dest_done); }
 
@@ -181,8 +198,6 @@ static void take_faults(struct fvm_migrate_faults *faults)
             faults->drop_batch = n;
         else if (strncmp(text, "corrupt_ram", 11) == 0)
             faults->corrupt_ram = true;
-        else if (sscanf(text, "die_in_phase=%u", &n) == 1)
-            faults->die_in_phase = (int)n;
         text = strchr(text, ',');
         text = text ? text + 1 : NULL;
     }

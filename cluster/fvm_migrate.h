@@ -14,7 +14,7 @@
  * "outcome":"moved|stayed|unknown","error":TEXT, ...report}. A source whose guest moved ends with status 0. Units are in the names.
  *
  * FVM_MIGRATE_FAULT in the environment damages what is sent, for tests: corrupt_batch=N, drop_batch=N, corrupt_ram,
- * die_in_phase=N, separated by commas.
+ * die_in_phase=NAME, separated by commas.
  *
  * Thread: loop. Test: tests/e2e/cluster-*
  */
