@@ -5,9 +5,8 @@
  * attempts as the SDM's double-fault table says. Hardware task switching does not exist here: a task gate is #GP.
  * Source: Intel SDM vol. 3A, ch. 6; IRET and INT n in vol. 2A.
  */
-#include <string.h>
 
-#include "base/log.h"
+#include "base/copy.h"
 #include "vmm/cpu/descriptor.h"
 #include "vmm/cpu/event.h"
 #include "vmm/cpu/operand.h"
@@ -133,7 +132,7 @@ static int push_frame(struct fvm_vcpu *v, const struct fvm_seg *ss, uint64_t *sp
     if (down ? at <= ss->limit || last > mask : last > ss->limit)
         return fvm_raise(fault, FVM_EXC_SS, true, ext);
     for (unsigned i = 0; i < n; i++)
-        memcpy(buf + i * width, &words[i], width);
+        fvm_copy_small(buf + i * width, &words[i], width);
     if (fvm_vmem_write(v, (uint32_t)(ss->base + at), buf, n * width, cpl == 3 ? FVM_AS_CPL : FVM_AS_SUPERVISOR, fault))
         return FVM_FAULT;
     *sp = (*sp & ~mask) | at;
@@ -225,75 +224,6 @@ int fvm_event_try(struct fvm_vcpu *v, const struct fvm_event *e, struct fvm_faul
     if (fvm_vcpu_real(v))
         return enter_real(v, e, fault);
     return fvm_vcpu_long(v) ? enter_long(v, e, fault) : enter_protected(v, e, fault);
-}
-
-static bool contributory(unsigned vector)
-{
-    return vector == FVM_EXC_DE || (vector >= FVM_EXC_TS && vector <= FVM_EXC_GP);
-}
-
-static bool doubles(const struct fvm_event *first, unsigned second)
-{
-    if (first->kind != FVM_EVENT_FAULT)
-        return false;
-    if (first->vector == FVM_EXC_PF)
-        return second == FVM_EXC_PF || contributory(second);
-    return contributory(first->vector) && contributory(second);
-}
-
-static void shutdown(struct fvm_vcpu *v, unsigned vector)
-{
-    fvm_log(WARN, "cpu.triple_fault", "cpu=%u rip=0x%llx vector=%u cr2=0x%llx", v->index, (unsigned long long)v->rip,
-            vector, (unsigned long long)v->cr2);
-    v->run = FVM_RUN_SHUTDOWN;
-}
-
-void fvm_event_deliver(struct fvm_vcpu *v, enum fvm_event_kind kind, const struct fvm_fault *what)
-{
-    struct fvm_event e = {.kind = kind, .vector = what->vector, .has_code = what->has_code, .code = what->code,
-                          .ext = kind != FVM_EVENT_TRAP_SOFT, .check_dpl = kind == FVM_EVENT_TRAP_SOFT};
-    uint64_t cr2 = what->cr2;
-
-    if (v->run == FVM_RUN_HALTED)
-        v->run = FVM_RUN_NORMAL;
-    for (;;) {
-        struct fvm_fault next = {0};
-
-        if (e.kind == FVM_EVENT_FAULT && e.vector == FVM_EXC_PF)
-            v->cr2 = cr2;
-        if (fvm_vcpu_real(v))
-            e.has_code = false;
-        if (fvm_event_try(v, &e, &next) == 0)
-            break;
-        if (e.kind == FVM_EVENT_FAULT && e.vector == FVM_EXC_DF) {
-            shutdown(v, next.vector);
-            return;
-        }
-        if (next.vector == FVM_EXC_PF)
-            v->cr2 = cr2 = next.cr2;
-        if (doubles(&e, next.vector)) {
-            e.vector = FVM_EXC_DF;
-            e.has_code = true;
-            e.code = 0;
-        } else {
-            e.vector = next.vector;
-            e.has_code = next.has_code;
-            e.code = next.code;
-        }
-        e.kind = FVM_EVENT_FAULT;
-        e.check_dpl = false;
-        e.ext = 1;
-    }
-    v->int_shadow = 0;
-    if (kind == FVM_EVENT_EXTERNAL && what->vector == FVM_EXC_NMI)
-        v->nmi_blocked = 1;
-}
-
-void fvm_event_interrupt(struct fvm_vcpu *v, unsigned vector)
-{
-    struct fvm_fault what = {.vector = (uint8_t)vector};
-
-    fvm_event_deliver(v, FVM_EVENT_EXTERNAL, &what);
 }
 
 int fvm_event_soft(struct fvm_vcpu *v, unsigned vector, uint64_t next_rip, bool check_dpl, struct fvm_fault *fault)

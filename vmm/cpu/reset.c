@@ -54,6 +54,7 @@ void fvm_vcpu_reset_state(struct fvm_vcpu *v, bool init)
 {
     uint64_t cache_bits = init ? v->cr0 & (FVM_CR0_CD | FVM_CR0_NW) : FVM_CR0_CD | FVM_CR0_NW;
 
+    v->vmem_device = fvm_vmem_device;
     memset(v->regs, 0, sizeof(v->regs));
     v->regs[FVM_RDX] = 0x806f8; /* the signature of CPUID leaf 1 */
     v->rip = 0xfff0;

@@ -141,7 +141,10 @@ struct fvm_vcpu {
     void *priv;                  /* translate/: this vCPU's private part */
     void *vm;
 
-    uint64_t insn_trace_budget;
+    /* vmem.c: memory that is a device's or holds translated code. While a fast helper runs (in_fast) it is not called: the access
+     * fails and fast_gave_up says that the slow way must do it all again. */
+    void (*vmem_device)(struct fvm_vcpu *v, fvm_gpa gpa, void *buf, size_t len, bool write, bool ram);
+    uint8_t in_fast, fast_gave_up;
 };
 
 static inline uint64_t fvm_vcpu_rflags(const struct fvm_vcpu *v)

@@ -20,7 +20,10 @@ int fvm_vmem_write(struct fvm_vcpu *v, fvm_gva va, const void *buf, size_t len, 
 /** Make sure that [va, va+len) can be written (faults now rather than halfway). */
 int fvm_vmem_probe(struct fvm_vcpu *v, fvm_gva va, size_t len, unsigned want, enum fvm_vmem_as as, struct fvm_fault *fault);
 
-/* ---- event.c ---- */
+/** vmem_device.c: what v->vmem_device points to. */
+void fvm_vmem_device(struct fvm_vcpu *v, fvm_gpa gpa, void *buf, size_t len, bool write, bool ram);
+
+/* ---- event.c, event_deliver.c ---- */
 /**
  * Deliver an exception or interrupt through the guest's IDT (all modes; 64-bit with IST, 32-bit; real mode by IVT). rip must be what
  * the frame shall hold (faults: the instruction; traps: the next). Double fault and triple fault are handled inside:

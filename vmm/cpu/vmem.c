@@ -5,8 +5,8 @@
  * code protection can't differ between the two. An access that crosses pages faults before the first byte is written.
  * Not here: segment bases and limits (operand.c).
  */
-#include <string.h>
 
+#include "base/copy.h"
 #include "vmm/cpu/descriptor.h"
 #include "vmm/cpu/system.h"
 
@@ -58,31 +58,15 @@ static size_t page_rest(fvm_gva va, size_t len)
     return FVM_MIN(rest, len);
 }
 
-static void mmio_read(struct fvm_vcpu *v, fvm_gpa gpa, uint8_t *buf, size_t len)
+/* Not plain RAM: to vmem_device.c, or back with "gave up" when a fast helper asked. */
+static int elsewhere(struct fvm_vcpu *v, const struct place *p, void *buf, size_t len, bool write, struct fvm_fault *fault)
 {
-    while (len) {
-        unsigned n = (unsigned)FVM_MIN(len, (size_t)8);
-        uint64_t x = fvm_bus_read(v->bus, FVM_BUS_MMIO, gpa, n);
-
-        memcpy(buf, &x, n);
-        buf += n;
-        gpa += n;
-        len -= n;
+    if (v->in_fast) {
+        v->fast_gave_up = 1;
+        return fvm_raise_gp0(fault);
     }
-}
-
-static void mmio_write(struct fvm_vcpu *v, fvm_gpa gpa, const uint8_t *buf, size_t len)
-{
-    while (len) {
-        unsigned n = (unsigned)FVM_MIN(len, (size_t)8);
-        uint64_t x = 0;
-
-        memcpy(&x, buf, n);
-        fvm_bus_write(v->bus, FVM_BUS_MMIO, gpa, n, x);
-        buf += n;
-        gpa += n;
-        len -= n;
-    }
+    v->vmem_device(v, p->gpa, buf, len, write, p->kind == PLACE_CODE);
+    return 0;
 }
 
 int fvm_vmem_read(struct fvm_vcpu *v, fvm_gva va, void *buf, size_t len, enum fvm_vmem_as as, struct fvm_fault *fault)
@@ -99,9 +83,9 @@ int fvm_vmem_read(struct fvm_vcpu *v, fvm_gva va, void *buf, size_t len, enum fv
         if (resolve(v, va, FVM_R, user, &p, fault))
             return FVM_FAULT;
         if (p.kind == PLACE_RAM)
-            memcpy(out, p.hva, n);
-        else
-            mmio_read(v, p.gpa, out, n);
+            fvm_copy_small(out, p.hva, n);
+        else if (elsewhere(v, &p, out, n, false, fault))
+            return FVM_FAULT;
         out += n;
         va += n;
         len -= n;
@@ -145,11 +129,9 @@ int fvm_vmem_write(struct fvm_vcpu *v, fvm_gva va, const void *buf, size_t len, 
         if (resolve(v, va, FVM_W, user, &p, fault))
             return FVM_FAULT;
         if (p.kind == PLACE_RAM)
-            memcpy(p.hva, in, n);
-        else if (p.kind == PLACE_MMIO)
-            mmio_write(v, p.gpa, in, n);
-        else
-            fvm_ram_write(v->ram, p.gpa, in, n);
+            fvm_copy_small(p.hva, in, n);
+        else if (elsewhere(v, &p, (void *)(uintptr_t)in, n, true, fault))
+            return FVM_FAULT;
         in += n;
         va += n;
         len -= n;

@@ -94,7 +94,17 @@ static int sensitive_class(const struct fvm_tr *tr, const struct fvm_insn *in)
         return tr->bits == 64 ? FVM_C_FAST_SYS : FVM_C_SYSTEM;
     case ZYDIS_MNEMONIC_SYSRET:
         return kernel64 ? FVM_C_FAST_SYS : FVM_C_SYSTEM;
+    case ZYDIS_MNEMONIC_IRETQ: case ZYDIS_MNEMONIC_INVLPG: case ZYDIS_MNEMONIC_WRMSR:
+        return kernel64 ? FVM_C_FAST_SYS : FVM_C_SYSTEM;
+    case ZYDIS_MNEMONIC_CPUID: case ZYDIS_MNEMONIC_WRFSBASE: case ZYDIS_MNEMONIC_WRGSBASE: case ZYDIS_MNEMONIC_XSAVE:
+    case ZYDIS_MNEMONIC_XSAVE64: case ZYDIS_MNEMONIC_XSAVEOPT: case ZYDIS_MNEMONIC_XSAVEOPT64: case ZYDIS_MNEMONIC_XRSTOR:
+    case ZYDIS_MNEMONIC_XRSTOR64:
+        return tr->bits == 64 ? FVM_C_FAST_SYS : FVM_C_SYSTEM;
+    case ZYDIS_MNEMONIC_RDFSBASE: case ZYDIS_MNEMONIC_RDGSBASE:
+        return tr->bits == 64 && (tr->v->cr4 & FVM_CR4_FSGSBASE) ? FVM_C_MOV_FROM_SREG : FVM_C_SYSTEM;
     case ZYDIS_MNEMONIC_MOV:
+        if (kernel64 && is_reg(&in->ops[0]) && in->ops[0].reg.value == ZYDIS_REGISTER_CR3)
+            return FVM_C_FAST_SYS;
         if (is_reg(&in->ops[0]) && is_reg(&in->ops[1])) {
             bool high;
             ZydisRegister s = in->ops[1].reg.value;
@@ -189,6 +199,9 @@ static void needs(struct fvm_tr *tr, struct fvm_tr_insn *i)
         break;
     case FVM_C_BT_MEM:
         i->need = 7;
+        break;
+    case FVM_C_FAST_SYS:
+        i->need = is_mem(&i->in.ops[0]) ? 3 : 0;
         break;
     case FVM_C_STI: case FVM_C_RDTSC:
         i->need = 1;

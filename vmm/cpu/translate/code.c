@@ -221,10 +221,26 @@ void fvm_code_fini(struct fvm_engine *e)
     release(e->hash, (e->hash_mask + 1ull) * sizeof *e->hash);
 }
 
+/* The only vCPU wrote by C code: it is outside translated code now. */
+static bool written_by_the_only_vcpu(const struct fvm_engine *e)
+{
+    if (e->vcpu_count != 1)
+        return false;
+    const struct fvm_vcpu_priv *p = e->vcpus[0]->priv;
+    return !p->has_thread || pthread_equal(pthread_self(), p->thread);
+}
+
 void fvm_engine_code_written(struct fvm_engine *e, fvm_gpa gpa, uint64_t len)
 {
+    if (written_by_the_only_vcpu(e)) {
+        fvm_code_invalidate(e, gpa, len);
+        return;
+    }
     pthread_mutex_lock(&e->inval_lock);
-    if (e->inval_count < FVM_ARRAY_SIZE(e->inval)) {
+    unsigned last = e->inval_count - 1;
+    if (e->inval_count && e->inval[last].gpa + e->inval[last].len == gpa) {
+        e->inval[last].len += len;
+    } else if (e->inval_count < FVM_ARRAY_SIZE(e->inval)) {
         e->inval[e->inval_count].gpa = gpa;
         e->inval[e->inval_count].len = len;
         e->inval_count++;
@@ -251,7 +267,7 @@ void fvm_code_process_invalidations(struct fvm_engine *e)
     bool all = e->inval_all;
     unsigned n = e->inval_count;
     if (!all)
-        for (unsigned k = 0; k < n; k++)
+        for (unsigned k = 0; k < n; k++) /* ranges were merged when they came */
             fvm_code_invalidate(e, e->inval[k].gpa, e->inval[k].len);
     e->inval_count = 0;
     e->inval_all = false;

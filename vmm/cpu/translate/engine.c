@@ -85,10 +85,3 @@ void fvm_engine_get_stats(const struct fvm_engine *e, struct fvm_engine_stats *r
         ret->faults += p->stats.faults;
     }
 }
-
-void fvm_engine_exec_flushed(struct fvm_vcpu *v)
-{
-    memset((uint8_t *)v + FVM_OFF_JC, 0, FVM_JC_BYTES);
-    if (v->gs_base)
-        memset((uint8_t *)v->gs_base - FVM_JC_USER_BYTES, 0, FVM_JC_USER_BYTES);
-}

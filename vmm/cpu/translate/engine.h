@@ -147,6 +147,10 @@ struct fvm_vcpu_priv {
     uint64_t link_generation;
     bool return_faults;        /* fvm_vcpu_run_until: guest faults go to the caller */
     const char *why;           /* of a shutdown */
+    struct { uint32_t leaf, sub, out[4]; uint64_t stamp; } cpuid[16]; /* answers given, while the stamp is right */
+    uint64_t cpuid_generation; /* moves when the guest writes MSRs that show in CPUID */
+    struct fvm_paging paging;  /* as last computed from cr0, cr4, efer, flags: valid while paging_key is theirs */
+    uint64_t paging_key[3];
     struct { uint64_t rip; uint32_t why; uint32_t mode; } ring[FVM_RING];
     uint32_t ring_pos;
     struct fvm_engine_stats stats;
@@ -154,6 +158,17 @@ struct fvm_vcpu_priv {
     uint64_t run_until;
 };
 
+/* Everything that CPUID's answers depend on and that may change while a VM runs. */
+static inline uint64_t fvm_cpuid_stamp(const struct fvm_vcpu *v)
+{
+    const struct fvm_vcpu_priv *p = v->priv;
+    return (p->cpuid_generation << 32 | v->xcr0 << 1 | ((v->cr4 & FVM_CR4_OSXSAVE) != 0)) + (1ull << 32);
+}
+static inline bool fvm_paging_key_ok(const struct fvm_vcpu *v)
+{
+    const struct fvm_vcpu_priv *p = v->priv;
+    return p->paging_key[0] == v->cr0 && p->paging_key[1] == v->cr4 && p->paging_key[2] == (v->efer | (v->rflags & FVM_F_AC));
+}
 static inline uint64_t *fvm_slot(struct fvm_vcpu *v, unsigned off)
 {
     return (uint64_t *)((uint8_t *)v + off);
@@ -198,6 +213,15 @@ unsigned fvm_fast_indirect(struct fvm_vcpu *v);
 unsigned fvm_fast_string(struct fvm_vcpu *v);
 unsigned fvm_fast_sys(struct fvm_vcpu *v);
 void fvm_fast_unlink(struct fvm_vcpu *v);
+unsigned fvm_fast_leave(struct fvm_vcpu *v, unsigned reason);
+unsigned fvm_fast_leave_fault(struct fvm_vcpu *v, const struct fvm_fault *f);
+/** Code address for rip in v's mode from what is already translated, or 0 (also when a request waits). */
+uint64_t fvm_fast_find(struct fvm_vcpu *v, uint64_t rip);
+/** A guest fault at a site: delivered here if that meets nothing unusual. */
+unsigned fvm_fast_deliver(struct fvm_vcpu *v, uint32_t site, const struct fvm_fault *f);
+/* ---- fast_sys.c: SLOT_TMP2 = kind | register << 8 | instruction length << 16 | REX.W << 20 ---- */
+enum { FVM_FAST_SYSCALL = 1, FVM_FAST_SYSRETQ, FVM_FAST_SYSRETL, FVM_FAST_IRETQ, FVM_FAST_CR3, FVM_FAST_INVLPG, FVM_FAST_WRMSR,
+       FVM_FAST_CPUID, FVM_FAST_WRFSBASE, FVM_FAST_WRGSBASE, FVM_FAST_XSAVE, FVM_FAST_XRSTOR };
 /** Remember rip -> code in the jump cache of the mode. */
 void fvm_jc_fill(struct fvm_vcpu *v, uint64_t rip, uint8_t mode, uint64_t code);
 

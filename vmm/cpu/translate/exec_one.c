@@ -284,6 +284,35 @@ int fvm_exec_one(struct fvm_vcpu *v, struct fvm_fault *fault)
     return r;
 }
 
+/* fvm_system_exec, and what fast_sys.c wants to know of it */
+static int exec_system(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_fault *fault)
+{
+    struct fvm_vcpu_priv *p = v->priv;
+    uint32_t leaf = (uint32_t)v->regs[FVM_RAX], sub = (uint32_t)v->regs[FVM_RCX];
+    int r = fvm_system_exec(v, in, fault);
+    if (r)
+        return r;
+    if (in->z.mnemonic == ZYDIS_MNEMONIC_CPUID) {
+        unsigned k = (leaf ^ leaf >> 28 ^ sub * 5) & 15;
+        p->cpuid[k].leaf = leaf;
+        p->cpuid[k].sub = sub;
+        p->cpuid[k].out[0] = (uint32_t)v->regs[FVM_RAX];
+        p->cpuid[k].out[1] = (uint32_t)v->regs[FVM_RBX];
+        p->cpuid[k].out[2] = (uint32_t)v->regs[FVM_RCX];
+        p->cpuid[k].out[3] = (uint32_t)v->regs[FVM_RDX];
+        p->cpuid[k].stamp = fvm_cpuid_stamp(v);
+    } else if (in->z.mnemonic == ZYDIS_MNEMONIC_WRMSR && (sub == 0x1b || sub == 0x1a0)) { /* APIC_BASE, MISC_ENABLE */
+        p->cpuid_generation++;
+    }
+    if (!fvm_paging_key_ok(v)) {
+        fvm_control_paging(v, &p->paging);
+        p->paging_key[0] = v->cr0;
+        p->paging_key[1] = v->cr4;
+        p->paging_key[2] = v->efer | (v->rflags & FVM_F_AC);
+    }
+    return 0;
+}
+
 int fvm_exec_class(struct fvm_vcpu *v, unsigned class, struct fvm_fault *fault)
 {
     struct fvm_insn in;
@@ -297,7 +326,7 @@ int fvm_exec_class(struct fvm_vcpu *v, unsigned class, struct fvm_fault *fault)
     case FVM_C_SYSTEM:
         if (fvm_exec_fetch(v, &in, fault))
             return FVM_FAULT;
-        return fvm_system_exec(v, &in, fault);
+        return exec_system(v, &in, fault);
     default:
         return fvm_exec_one(v, fault);
     }

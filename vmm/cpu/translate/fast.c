@@ -6,18 +6,18 @@
  */
 #include "vmm/cpu/translate/engine.h"
 
-static unsigned leave(struct fvm_vcpu *v, unsigned reason)
+unsigned fvm_fast_leave(struct fvm_vcpu *v, unsigned reason)
 {
     *fvm_slot(v, FVM_SLOT_REASON) = reason;
     return 0;
 }
 
-static unsigned leave_fault(struct fvm_vcpu *v, const struct fvm_fault *f)
+unsigned fvm_fast_leave_fault(struct fvm_vcpu *v, const struct fvm_fault *f)
 {
     *fvm_slot(v, FVM_SLOT_FAULT_VEC) = f->vector;
     *fvm_slot(v, FVM_SLOT_FAULT_CODE) = f->has_code ? f->code | 1ull << 32 : 0;
     *fvm_slot(v, FVM_SLOT_FAULT_CR2) = f->cr2;
-    return leave(v, FVM_EXIT_FAULT);
+    return fvm_fast_leave(v, FVM_EXIT_FAULT);
 }
 
 static unsigned resume(struct fvm_vcpu *v, const struct fvm_site *s)
@@ -38,9 +38,9 @@ static unsigned read_across(struct fvm_vcpu *v, const struct fvm_site *s, uint64
             n = s->size - done;
         enum fvm_shadow_result r = fvm_shadow_miss(v->shadow, a, want, &entry, &gpa, &f);
         if (r == FVM_SHADOW_FAULT)
-            return leave_fault(v, &f);
+            return fvm_fast_leave_fault(v, &f);
         if (r != FVM_SHADOW_OK)
-            return leave(v, FVM_EXIT_MEM);
+            return fvm_fast_leave(v, FVM_EXIT_MEM);
         const uint8_t *p = (const uint8_t *)(a + (entry & ~0xffull));
         for (uint64_t k = 0; k < n; k++)
             v->bounce[done + k] = p[k];
@@ -60,7 +60,7 @@ unsigned fvm_fast_mem(struct fvm_vcpu *v)
     e->stats.mem_slow++;
     if ((ea & FVM_PAGE_MASK) + s->size > FVM_PAGE_SIZE) {
         if (s->want & FVM_W || s->size > 64)
-            return leave(v, FVM_EXIT_MEM);
+            return fvm_fast_leave(v, FVM_EXIT_MEM);
         return read_across(v, s, ea, want);
     }
     switch (fvm_shadow_miss(v->shadow, ea, want, &entry, &gpa, &f)) {
@@ -68,21 +68,28 @@ unsigned fvm_fast_mem(struct fvm_vcpu *v)
         v->regs[s->ureg] = entry & ~0xffull;
         return resume(v, s);
     case FVM_SHADOW_FAULT:
-        return leave_fault(v, &f);
+        return fvm_fast_deliver(v, (uint32_t)*fvm_slot(v, FVM_SLOT_ARG), &f);
     case FVM_SHADOW_CODE:
         if (fvm_code_touches(e, gpa, s->size))
-            return leave(v, FVM_EXIT_MEM);
+            return fvm_fast_leave(v, FVM_EXIT_MEM);
         fvm_ram_mark_version(v->ram, gpa >> FVM_PAGE_SHIFT);
         v->regs[s->ureg] = (uint64_t)(uintptr_t)v->ram->base + gpa - ea;
         return resume(v, s);
     default:
-        return leave(v, FVM_EXIT_MEM);
+        return fvm_fast_leave(v, FVM_EXIT_MEM);
     }
 }
 
-static void zero_words(uint64_t *p, unsigned n)
+static void zero_words(uint64_t *p, uint64_t n)
 {
     __asm__ volatile("rep stosq" : "+D"(p), "+c"(n) : "a"(0ull) : "memory");
+}
+
+void fvm_engine_exec_flushed(struct fvm_vcpu *v)
+{
+    zero_words((uint64_t *)((uint8_t *)v + FVM_OFF_JC), FVM_JC_BYTES / 8);
+    if (v->gs_base)
+        zero_words(v->gs_base - FVM_JC_USER_BYTES / 8, FVM_JC_USER_BYTES / 8);
 }
 
 void fvm_jc_fill(struct fvm_vcpu *v, uint64_t rip, uint8_t mode, uint64_t code)
@@ -100,7 +107,7 @@ void fvm_jc_fill(struct fvm_vcpu *v, uint64_t rip, uint8_t mode, uint64_t code)
 }
 
 /* Code address for v->rip from what is already translated, or 0. */
-static uint64_t find_next(struct fvm_vcpu *v, uint64_t rip)
+uint64_t fvm_fast_find(struct fvm_vcpu *v, uint64_t rip)
 {
     struct fvm_engine *e = v->engine;
     uint8_t mode = fvm_mode_of(v);
@@ -121,34 +128,9 @@ static uint64_t find_next(struct fvm_vcpu *v, uint64_t rip)
 
 unsigned fvm_fast_indirect(struct fvm_vcpu *v)
 {
-    uint64_t code = find_next(v, *fvm_slot(v, FVM_SLOT_TGT));
+    uint64_t code = fvm_fast_find(v, *fvm_slot(v, FVM_SLOT_TGT));
     if (!code)
-        return leave(v, FVM_EXIT_INDIRECT);
-    *fvm_slot(v, FVM_SLOT_RET) = code;
-    return 1;
-}
-
-unsigned fvm_fast_sys(struct fvm_vcpu *v)
-{
-    struct fvm_engine *e = v->engine;
-    uint32_t site = (uint32_t)*fvm_slot(v, FVM_SLOT_ARG);
-    unsigned kind = (unsigned)*fvm_slot(v, FVM_SLOT_TMP) & 15;
-    struct fvm_fault f;
-    fvm_recover_site(v, site);
-    uint64_t at = v->rip;
-    int r = kind == 1 ? fvm_syscall(v, at + 2, &f) : fvm_sysret(v, kind == 2 ? 8 : 4, &f);
-    if (r) {
-        v->rip = at;
-        return leave_fault(v, &f);
-    }
-    *fvm_slot(v, FVM_SLOT_HFLAGS) = v->rflags;
-    uint64_t code = v->iflag && *(uint8_t *)fvm_slot(v, FVM_SLOT_WINDOW) ? 0 : find_next(v, v->rip);
-    (void)e;
-    if (!code)
-        return leave(v, FVM_EXIT_RIP);
-    /* find_next gives the entry for saved flags: provide them */
-    uint64_t h = v->rflags;
-    *fvm_slot(v, FVM_SLOT_FLAGS) = (h & 0xd5) << 8 | (h & FVM_F_OF ? 1 : 0);
+        return fvm_fast_leave(v, FVM_EXIT_INDIRECT);
     *fvm_slot(v, FVM_SLOT_RET) = code;
     return 1;
 }
@@ -194,15 +176,15 @@ static uint8_t *place(struct fvm_vcpu *v, uint64_t ea, unsigned want, uint64_t b
             return v->ram->base + gpa;
         }
         *ret_leave = 1;
-        leave(v, FVM_EXIT_MEM);
+        fvm_fast_leave(v, FVM_EXIT_MEM);
         return NULL;
     case FVM_SHADOW_FAULT:
         *ret_leave = 1;
-        leave_fault(v, &f);
+        fvm_fast_leave_fault(v, &f);
         return NULL;
     default:
         *ret_leave = 1;
-        leave(v, FVM_EXIT_MEM);
+        fvm_fast_leave(v, FVM_EXIT_MEM);
         return NULL;
     }
 }
@@ -297,7 +279,7 @@ static unsigned string_chunk(struct fvm_vcpu *v, const struct string_op *s, uint
     if (uses_dst)
         n = fit(s, back, dst_a, n);
     if (!n) {
-        leave(v, FVM_EXIT_MEM);
+        fvm_fast_leave(v, FVM_EXIT_MEM);
         return 1;
     }
     if (uses_src && !(src = place(v, src_a, FVM_R, n * s->size, &left)))
@@ -341,7 +323,7 @@ unsigned fvm_fast_string(struct fvm_vcpu *v)
             return 0;
         advance(&s, &v->regs[FVM_RCX], -(int64_t)done);
         if (v->request && !end && masked(&s, v->regs[FVM_RCX])) {
-            leave(v, FVM_EXIT_STRING);
+            fvm_fast_leave(v, FVM_EXIT_STRING);
             return 0;
         }
     }

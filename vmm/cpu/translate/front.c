@@ -181,9 +181,38 @@ static void emit_ident_mem(struct fvm_tr *tr, struct fvm_tr_insn *i)
     fvm_tr_flags_after_op(tr);
 }
 
+static unsigned fast_sys_kind(const struct fvm_insn *in)
+{
+    switch (in->z.mnemonic) {
+    case ZYDIS_MNEMONIC_SYSCALL: return FVM_FAST_SYSCALL;
+    case ZYDIS_MNEMONIC_SYSRET: return in->z.operand_width == 64 ? FVM_FAST_SYSRETQ : FVM_FAST_SYSRETL;
+    case ZYDIS_MNEMONIC_IRETQ: return FVM_FAST_IRETQ;
+    case ZYDIS_MNEMONIC_INVLPG: return FVM_FAST_INVLPG;
+    case ZYDIS_MNEMONIC_WRMSR: return FVM_FAST_WRMSR;
+    case ZYDIS_MNEMONIC_CPUID: return FVM_FAST_CPUID;
+    case ZYDIS_MNEMONIC_WRFSBASE: return FVM_FAST_WRFSBASE;
+    case ZYDIS_MNEMONIC_WRGSBASE: return FVM_FAST_WRGSBASE;
+    case ZYDIS_MNEMONIC_XRSTOR: case ZYDIS_MNEMONIC_XRSTOR64: return FVM_FAST_XRSTOR;
+    case ZYDIS_MNEMONIC_MOV: return FVM_FAST_CR3;
+    default: return FVM_FAST_XSAVE;
+    }
+}
+
 static void emit_fast_sys(struct fvm_tr *tr, struct fvm_tr_insn *i)
 {
-    e_fs_store_imm(&tr->em, FVM_SLOT_TMP, i->in.z.mnemonic == ZYDIS_MNEMONIC_SYSCALL ? 1 : i->in.z.operand_width == 64 ? 2 : 3);
+    unsigned kind = fast_sys_kind(&i->in), reg = 0;
+    bool high, wide = i->in.z.raw.rex.W != 0;
+    if (kind == FVM_FAST_CR3)
+        reg = (unsigned)fvm_decode_gpr(i->in.ops[1].reg.value, &high);
+    else if (kind == FVM_FAST_WRFSBASE || kind == FVM_FAST_WRGSBASE)
+        reg = (unsigned)fvm_decode_gpr(i->in.ops[0].reg.value, &high);
+    if (i->need) {
+        struct fvm_memref m;
+        fvm_tr_memref(tr, i, 0, &m);
+        fvm_tr_address_to_t(tr, &m);
+        e_fs_store(&tr->em, FVM_SLOT_EA, tr->t);
+    }
+    e_fs_store_imm(&tr->em, FVM_SLOT_TMP2, kind | reg << 8 | (uint32_t)i->in.len << 16 | (uint32_t)wide << 20);
     fvm_tr_exit_stub(tr, FVM_TRAMP_SYS);
 }
 

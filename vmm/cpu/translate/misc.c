@@ -175,6 +175,14 @@ static void emit_mov_from_system(struct fvm_tr *tr, struct fvm_tr_insn *i)
     struct fvm_emit *em = &tr->em;
     bool high;
     unsigned d = (unsigned)fvm_decode_gpr(i->in.ops[0].reg.value, &high);
+    if (i->in.z.mnemonic == ZYDIS_MNEMONIC_RDFSBASE || i->in.z.mnemonic == ZYDIS_MNEMONIC_RDGSBASE) {
+        uint32_t base = i->in.z.mnemonic == ZYDIS_MNEMONIC_RDFSBASE ? FVM_OFF_SEG_FS : FVM_OFF_SEG_GS;
+        if (i->in.ops[0].size == 64)
+            e_fs_load(em, d, base);
+        else
+            e_fs_load32(em, d, base);
+        return;
+    }
     ZydisRegister s = i->in.ops[1].reg.value;
     int seg = fvm_decode_seg(s);
     if (seg >= 0) {

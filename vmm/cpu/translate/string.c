@@ -9,7 +9,7 @@
 #include "vmm/cpu/operand.h"
 #include "vmm/cpu/translate/engine.h"
 
-#define ELEMENTS_PER_CALL 4096
+#define ELEMENTS_PER_CALL 16 /* few: what made the fast way fail (translated code, say) is often gone after one */
 
 bool fvm_insn_is_string(const struct fvm_insn *in)
 {
