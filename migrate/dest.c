@@ -30,7 +30,7 @@ static void report_progress(struct fvm_dest *d, const char *text)
         return;
     p->elapsed_ns = d->start_ns ? d->progress_ns - d->start_ns : 0;
     snprintf(p->owner, sizeof(p->owner), "%s", d->record.owner);
-    snprintf(p->text, sizeof(p->text), "%s", text ? text : "");
+    snprintf(p->text, sizeof(p->text), "%.199s", text ? text : "");
     d->opt.hooks.progress(d->opt.hooks.ctx, p);
 }
 
@@ -428,6 +428,7 @@ static int listen_both(struct fvm_dest *d, struct fvm_err *err)
     if (rc)
         return rc;
     char addr[300];
+    snprintf(d->addr, sizeof(d->addr), "%s", fvm_port_addr(d->control));
     const char *colon = strrchr(fvm_port_addr(d->control), ':');
     snprintf(addr, sizeof(addr), "%.*s:*", (int)(colon - fvm_port_addr(d->control)), fvm_port_addr(d->control));
     return fvm_port_listen(d->opt.ctx, addr, NULL, NULL, NULL, &bulk, &d->bulk, err);
@@ -462,7 +463,7 @@ int fvm_dest_start(const struct fvm_dest_options *opt, struct fvm_dest **ret_des
 
 const char *fvm_dest_addr(const struct fvm_dest *d)
 {
-    return fvm_port_addr(d->control);
+    return d->addr;
 }
 
 void fvm_dest_cancel(struct fvm_dest *d)

@@ -29,6 +29,7 @@ struct fvm_dest {
     int wake_fd;
     bool cancel; /* atomic */
     struct fvm_port *control, *bulk;
+    char addr[256]; /* control's */
     struct fvm_codec *codec;
     enum dest_state state;
     struct fvm_port_peer peer; /* the source of this attempt */

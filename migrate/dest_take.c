@@ -143,6 +143,7 @@ static bool settle(struct fvm_dest *d, struct fvm_err *err)
     const struct fvm_machine *vm = dest_vm(d);
     uint64_t taken_ns = 0;
     bool active = false, fresh = false;
+    struct fvm_err refused = {0};
     for (;; fresh = false) {
         uint64_t deadline = fvm_now_ns() + DEST_RECORD_MS * 1000000ull;
         if (!fresh && fvm_record_read(&d->opt.record, deadline, &d->record, err) != 0)
@@ -153,8 +154,11 @@ static bool settle(struct fvm_dest *d, struct fvm_err *err)
         case FVM_HO_DEST_DISCARD:
             if (active)
                 vm->ops->storage_deactivate(vm->ctx);
-            fvm_err_set(err, FVM_ESTATE, 0, "migrate", "%s runs the guest (epoch %llu)", d->record.owner,
-                        (unsigned long long)d->record.epoch);
+            if (refused.code)
+                *err = refused;
+            else
+                fvm_err_set(err, FVM_ESTATE, 0, "migrate", "%s runs the guest (epoch %llu)", d->record.owner,
+                            (unsigned long long)d->record.epoch);
             return false;
         case FVM_HO_DEST_TAKE:
             fresh = fvm_record_swap(&d->opt.record, next_take, d, deadline, &d->record, err) == 0;
@@ -162,11 +166,11 @@ static bool settle(struct fvm_dest *d, struct fvm_err *err)
         case FVM_HO_DEST_ACTIVATE:
             taken_ns = taken_ns ? taken_ns : fvm_now_ns();
             if (!active)
-                active = vm->ops->storage_activate(vm->ctx, d->record.epoch, err) == 0;
+                active = vm->ops->storage_activate(vm->ctx, d->record.epoch, &refused) == 0;
             if (active)
                 fresh = fvm_record_swap(&d->opt.record, next_run, d, deadline, &d->record, err) == 0;
             else if (fvm_now_ns() - taken_ns > DEST_ACTIVATE_MS * 1000000ull)
-                offer_back(d, err);
+                offer_back(d, &refused);
             else
                 poll(NULL, 0, 20);
             break;

@@ -159,6 +159,10 @@ static int precopy(struct fvm_source *s, struct fvm_err *err)
                                (unsigned long long)(s->converge.max_downtime_ns / 1000000));
         if (next == FVM_CONVERGE_FINAL)
             return 0;
+        while (!rc && fvm_now_ns() - s->round_start_ns < SOURCE_ROUND_MIN_MS * 1000000ull)
+            rc = source_pump(s, 2, err);
+        if (rc)
+            return rc;
     }
 }
 
@@ -178,7 +182,7 @@ static int attempt(struct fvm_source *s, struct fvm_err *err)
     fvm_stream_tx_init(&s->tx, s->memory, s->codec);
     s->tx_open = true;
     s->probe_wait_ns = SOURCE_PROBE_MS * 1000000ull;
-    s->round_start_ns = s->ack_ns = fvm_now_ns();
+    s->round_start_ns = s->pages_start_ns = s->ack_ns = fvm_now_ns();
     rc = precopy(s, err);
     return rc ? rc : source_final(s, err);
 }

@@ -285,6 +285,11 @@ void source_settle(struct fvm_source *s, const struct fvm_err *why)
         s->report.err = (struct fvm_err){0};
         s->report.blackout_ns = end - s->paused_ns;
     } else if (!s->report.err.code) {
+        /* Handed back: the guest runs here already; the destination's reason may still be on its way. */
+        while (!err.code && fvm_now_ns() - end < 500000000)
+            source_pump(s, 20, &err);
+        if (!err.code)
+            fvm_err_set(&err, FVM_ESTATE, 0, "migrate", "the guest was handed back");
         s->report.err = err;
     }
     s->report.epoch = s->record.epoch;

@@ -23,6 +23,7 @@ enum {
     SOURCE_RUN_MS = 15000,      /* taken, not running: hand back */
     SOURCE_RECORD_MS = 10000,
     SOURCE_REPAIRS_MAX = 3,
+    SOURCE_ROUND_MIN_MS = 10,   /* a shorter round says nothing about rates */
     SOURCE_NAMED_MAX = 16,      /* differing pages that are named in the log, per repair */
 };
 
@@ -45,7 +46,7 @@ struct fvm_source {
     bool begun, paused, was_running, storage_off, committed; /* committed: cancel is no longer heard */
     bool compress;
 
-    uint64_t heard_ns, down_ns, session, ack_ns, probe_ns, probe_wait_ns, round_sent, round_start_ns;
+    uint64_t heard_ns, down_ns, session, ack_ns, probe_ns, probe_wait_ns, round_sent, round_start_ns, pages_start_ns;
     uint64_t batches; /* sent, for faults */
     Fvm__MigrateMessage *reply; /* the last that is an answer; owned */
     uint64_t running_ns; /* when the destination said so */

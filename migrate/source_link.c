@@ -267,8 +267,8 @@ static bool over_rate(struct fvm_source *s)
 {
     if (!s->opt.rate_limit_bytes || s->paused)
         return false;
-    double seconds = (double)(fvm_now_ns() - s->round_start_ns) / 1e9;
-    return (double)(s->tx.bytes_sent - s->round_sent) > (double)s->opt.rate_limit_bytes * seconds + 1048576.0;
+    double seconds = (double)(fvm_now_ns() - s->pages_start_ns) / 1e9;
+    return (double)s->tx.bytes_sent > (double)s->opt.rate_limit_bytes * seconds;
 }
 
 static int one_pass(struct fvm_source *s, uint32_t epoch, struct fvm_err *err)
