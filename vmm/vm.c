@@ -223,7 +223,13 @@ static int make_board(struct fvm_vm *vm, struct fvm_err *err)
         nets[i].net = vm->nets[i];
         memcpy(nets[i].mac, vm->macs[i], 6);
     }
-    return fvm_board_pc_create(&vm->board, &pc, &vm->pc, err);
+    int r = fvm_board_pc_create(&vm->board, &pc, &vm->pc, err);
+    if (!r) { /* power-on state: a destination checks and restores without ever booting */
+        fvm_bus_lock(vm->bus);
+        fvm_board_pc_reset(vm->pc);
+        fvm_bus_unlock(vm->bus);
+    }
+    return r;
 }
 
 static size_t serial_input(void *ctx, const uint8_t *bytes, size_t len)
