@@ -16,7 +16,8 @@ struct fvm_net_frame {
 
 struct fvm_net_ops {
     const char *kind;
-    bool layer2; /* announcements make sense */
+    bool layer2;      /* announcements make sense */
+    bool takes_large; /* fvm_net_takes_large */
     void (*close)(struct fvm_net *net); /* inactive already; frees the struct */
     int (*activate)(struct fvm_net *net, struct fvm_err *err);
     void (*deactivate)(struct fvm_net *net);

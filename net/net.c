@@ -240,6 +240,11 @@ void fvm_net_deactivate(struct fvm_net *net)
     queue_clear(net);
 }
 
+bool fvm_net_takes_large(const struct fvm_net *net)
+{
+    return net->ops->takes_large;
+}
+
 bool fvm_net_active(const struct fvm_net *net)
 {
     return net->active;

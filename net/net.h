@@ -53,6 +53,8 @@ void fvm_net_close(struct fvm_net **net_p);
 void fvm_net_set_deliver(struct fvm_net *net, fvm_net_deliver deliver, void *ctx);
 /** A frame from the guest. Dropped while inactive, too short or too long. */
 void fvm_net_send(struct fvm_net *net, const uint8_t *frame, size_t len);
+/** Does the back end take TCP/IPv4 frames larger than its MTU (it is the other end of the TCP connection itself)? */
+bool fvm_net_takes_large(const struct fvm_net *net);
 /** The guest has buffers again. */
 void fvm_net_ready(struct fvm_net *net);
 /** Bind the forwards, join the switch. Active already: 0. */

@@ -503,6 +503,7 @@ static void user_close(struct fvm_net *net)
 
 static const struct fvm_net_ops user_ops = {
     .kind = "user",
+    .takes_large = true,
     .close = user_close,
     .activate = user_activate,
     .deactivate = user_deactivate,

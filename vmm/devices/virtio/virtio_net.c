@@ -4,7 +4,8 @@
  *   guest -> tx ring -> (loop) one frame flat -> fvm_net_send
  *   fvm_net -> deliver -> rx ring, over several buffers when the driver has MRG_RXBUF
  *
- * Transmit checksums are completed here (VIRTIO_NET_F_CSUM); no other offload. Nothing is held back: a frame without a buffer
+ * Transmit checksums are completed here (VIRTIO_NET_F_CSUM), large TCP frames are cut here (HOST_TSO4) unless the back end
+ * takes them whole; no offload for receiving. Nothing is held back: a frame without a buffer
  * stays in the net's queue, so a saved device has no frames of its own. Invariant: a receive either uses all the buffers that
  * it took, or none. The frame buffer bounds what a hostile ring can send; bytes beyond it drop the frame.
  */
@@ -14,6 +15,7 @@
 #include "base/log.h"
 #include "vmm/devices/pack.h"
 #include "vmm/devices/virtio/virtio.h"
+#include "vmm/devices/virtio/virtio_gso.h"
 #include "vmm/devices/virtio/virtio_pci.h"
 
 #define QUEUE_SIZE 256
@@ -22,9 +24,9 @@
 #define TX_BUDGET 256
 
 enum { RX, TX, CTRL };
-enum { F_CSUM = 0, F_MAC = 5, F_MRG_RXBUF = 15, F_STATUS = 16, F_CTRL_VQ = 17, F_GUEST_ANNOUNCE = 21 };
+enum { F_CSUM = 0, F_MAC = 5, F_HOST_TSO4 = 11, F_MRG_RXBUF = 15, F_STATUS = 16, F_CTRL_VQ = 17, F_GUEST_ANNOUNCE = 21 };
 enum { STATUS_LINK_UP = 1, STATUS_ANNOUNCE = 2 };
-enum { HDR_F_NEEDS_CSUM = 1 };
+enum { HDR_F_NEEDS_CSUM = 1, GSO_NONE = 0, GSO_TCPV4 = 1 };
 enum { CTRL_ANNOUNCE = 3, CTRL_ANNOUNCE_ACK = 0, CTRL_OK = 0, CTRL_ERR = 1 };
 
 struct header { /* struct virtio_net_hdr, version 1 */
@@ -41,6 +43,7 @@ struct nic { /* board lock */
     bool announce_due;  /* restored: announce at resume */
     struct fvm_virtqueue_chain chain, first;
     uint8_t frame[HEADER + FVM_NET_FRAME_MAX];
+    uint8_t segment[FVM_NET_FRAME_MAX + 256];
 };
 
 static struct nic *nic_of(struct fvm_device *dev)
@@ -124,18 +127,17 @@ static void finish_checksum(uint8_t *frame, size_t len, const struct header *hdr
     size_t start = hdr->csum_start, at = start + hdr->csum_offset;
     if (start >= len || at + 2 > len)
         return; /* goes out as it is; the receiver will drop it */
-    uint64_t sum = 0;
-    for (size_t i = start; i + 1 < len; i += 2)
-        sum += (uint32_t)frame[i] << 8 | frame[i + 1];
-    if ((len - start) & 1)
-        sum += (uint32_t)frame[len - 1] << 8;
-    while (sum >> 16)
-        sum = (sum & 0xffff) + (sum >> 16);
-    uint16_t value = (uint16_t)~sum;
+    uint16_t value = fvm_gso_fold(fvm_gso_sum(frame + start, len - start, 0));
     if (value == 0)
         value = 0xffff; /* for UDP zero means none; for TCP the two are the same */
     frame[at] = (uint8_t)(value >> 8);
     frame[at + 1] = (uint8_t)value;
+}
+
+static void emit_segment(void *ctx, const uint8_t *frame, size_t len)
+{
+    struct nic *nic = ctx;
+    fvm_net_send(nic->net, frame, len);
 }
 
 static void transmit(struct nic *nic, const struct fvm_virtqueue_chain *c)
@@ -145,8 +147,14 @@ static void transmit(struct nic *nic, const struct fvm_virtqueue_chain *c)
         return;
     size_t len = fvm_iov_read(c->iov, c->out_count, 0, nic->frame, c->out_bytes) - HEADER;
     memcpy(&hdr, nic->frame, HEADER);
-    if (hdr.gso_type)
-        return; /* not offered */
+    if (hdr.gso_type != GSO_NONE) {
+        if (hdr.gso_type != GSO_TCPV4 || !fvm_virtio_has(&nic->virtio, F_HOST_TSO4))
+            return; /* not negotiated */
+        if (len > hdr.gso_size && !fvm_net_takes_large(nic->net)) {
+            fvm_gso_tcp4(nic->frame + HEADER, len, hdr.gso_size, nic->segment, emit_segment, nic);
+            return;
+        }
+    }
     if ((hdr.flags & HDR_F_NEEDS_CSUM) && fvm_virtio_has(&nic->virtio, F_CSUM))
         finish_checksum(nic->frame + HEADER, len, &hdr);
     fvm_net_send(nic->net, nic->frame + HEADER, len);
@@ -324,7 +332,8 @@ int fvm_virtio_net_create(struct fvm_board *board, struct fvm_pci_host *host, ui
         return FVM_ENOMEM;
     nic->net = net;
     memcpy(nic->mac, mac, 6);
-    uint64_t offered = 1u << F_CSUM | 1u << F_MAC | 1u << F_MRG_RXBUF | 1u << F_STATUS | 1u << F_CTRL_VQ | 1u << F_GUEST_ANNOUNCE;
+    uint64_t offered = 1u << F_CSUM | 1u << F_MAC | 1u << F_HOST_TSO4 | 1u << F_MRG_RXBUF | 1u << F_STATUS | 1u << F_CTRL_VQ |
+                       1u << F_GUEST_ANNOUNCE;
     int r = fvm_virtio_init(&nic->virtio, board, host, slot, instance, &net_ops, &net_class, offered);
     if (r < 0) {
         free(nic);
