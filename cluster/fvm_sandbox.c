@@ -30,7 +30,7 @@ static const char room[] = "sandbox";
 static const int allowed[] = {
     /* memory */
     SCMP_SYS(mmap), SCMP_SYS(munmap), SCMP_SYS(mprotect), SCMP_SYS(mremap), SCMP_SYS(madvise), SCMP_SYS(brk),
-    SCMP_SYS(mincore), SCMP_SYS(msync), SCMP_SYS(memfd_create), SCMP_SYS(pkey_alloc), SCMP_SYS(pkey_free),
+    SCMP_SYS(mlock), SCMP_SYS(munlock), SCMP_SYS(mincore), SCMP_SYS(msync), SCMP_SYS(memfd_create), SCMP_SYS(pkey_alloc), SCMP_SYS(pkey_free),
     SCMP_SYS(pkey_mprotect), SCMP_SYS(membarrier),
     /* threads and signals */
     SCMP_SYS(futex), SCMP_SYS(futex_waitv), SCMP_SYS(set_robust_list), SCMP_SYS(get_robust_list), SCMP_SYS(rseq),
@@ -49,7 +49,7 @@ static const int allowed[] = {
     SCMP_SYS(fstat), SCMP_SYS(newfstatat), SCMP_SYS(statx), SCMP_SYS(statfs), SCMP_SYS(fstatfs), SCMP_SYS(access),
     SCMP_SYS(faccessat), SCMP_SYS(faccessat2), SCMP_SYS(readlink), SCMP_SYS(readlinkat), SCMP_SYS(getdents64),
     SCMP_SYS(getcwd), SCMP_SYS(unlink), SCMP_SYS(unlinkat), SCMP_SYS(rename), SCMP_SYS(renameat), SCMP_SYS(renameat2),
-    SCMP_SYS(umask), SCMP_SYS(getxattr), SCMP_SYS(fgetxattr), SCMP_SYS(setxattr), SCMP_SYS(fsetxattr),
+    SCMP_SYS(fchown), SCMP_SYS(fchmod), SCMP_SYS(umask), SCMP_SYS(getxattr), SCMP_SYS(fgetxattr), SCMP_SYS(setxattr), SCMP_SYS(fsetxattr),
     /* waiting */
     SCMP_SYS(poll), SCMP_SYS(ppoll), SCMP_SYS(select), SCMP_SYS(pselect6), SCMP_SYS(epoll_create1),
     SCMP_SYS(epoll_create), SCMP_SYS(epoll_ctl), SCMP_SYS(epoll_wait), SCMP_SYS(epoll_pwait), SCMP_SYS(epoll_pwait2),
@@ -74,6 +74,7 @@ struct one_of { /* a call that is allowed when its argument `arg` is `value` */
 static const struct one_of allowed_with[] = {
     {SCMP_SYS(socket), 0, AF_UNIX}, {SCMP_SYS(socket), 0, AF_INET}, {SCMP_SYS(socket), 0, AF_INET6},
     {SCMP_SYS(socket), 0, AF_NETLINK}, /* getifaddrs */
+    {SCMP_SYS(sched_setscheduler), 1, SCHED_OTHER}, /* ZeroMQ's threads, for a migration */
     {SCMP_SYS(prctl), 0, PR_SET_NAME}, {SCMP_SYS(prctl), 0, PR_GET_NAME}, {SCMP_SYS(prctl), 0, 0x53564d41 /* PR_SET_VMA */},
     {SCMP_SYS(prctl), 0, PR_GET_DUMPABLE}, {SCMP_SYS(prctl), 0, PR_SET_TIMERSLACK}, {SCMP_SYS(prctl), 0, PR_CAPBSET_READ},
     /* never TIOCSTI: it would type into the shell that started us */
