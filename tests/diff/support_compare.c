@@ -1,0 +1,221 @@
+/*
+ * support_compare.c - the memory image that both sides start from, and what counts as equal at the end.
+ *
+ * Not compared: RFLAGS bits other than CF PF AF ZF SF DF OF; at a fault, the arithmetic flags where they are dead (the engine does not
+ * reproduce dead flags, see vmm/cpu/translate/flags.c); x87 instruction and data pointers; XSAVE components that are
+ * marked initial are taken as their initial values.
+ */
+#include <inttypes.h>
+#include <stdarg.h>
+#include <string.h>
+
+#include "tests/diff/support_diff.h"
+
+#define ARITH 0x8d5u
+
+const struct diff_page diff_pages[DIFF_PAGES] = {
+    {DIFF_CODE, DIFF_W | DIFF_X}, {DIFF_CODE + 0x1000, DIFF_W | DIFF_X}, {DIFF_CODE + 0x2000, DIFF_W | DIFF_X},
+    {DIFF_DATA, DIFF_W}, {DIFF_DATA + 0x1000, DIFF_W}, {DIFF_DATA + 0x2000, DIFF_W}, {DIFF_DATA + 0x3000, DIFF_W},
+    {DIFF_DATA + 0x5000, 0}, {DIFF_DATA + 0x6000, DIFF_W}, {DIFF_DATA + 0x7000, DIFF_W},
+    {DIFF_STACK, DIFF_W}, {DIFF_STACK + 0x1000, DIFF_W}, {DIFF_HIGH, DIFF_W}, {DIFF_HIGH + 0x1000, DIFF_W},
+};
+
+int diff_page_of(uint64_t va)
+{
+    for (int k = 0; k < DIFF_PAGES; k++)
+        if (va - diff_pages[k].va < 4096)
+            return k;
+    return -1;
+}
+
+/* Pages of pointers, small numbers, floats and noise; the code pages are hlt, which faults on both sides. */
+void diff_base_image(uint8_t *ret)
+{
+    struct diff_rng r = {12345};
+    memset(ret, 0xf4, DIFF_CODE_PAGES * 4096);
+    for (unsigned o = DIFF_CODE_PAGES * 4096; o < DIFF_IMAGE_BYTES; o += 8) {
+        uint64_t x = diff_next(&r);
+        double d = (double)(int32_t)(uint32_t)x / 1024.0;
+        float f[2] = {(float)d, (float)(int8_t)x};
+        switch (diff_below(&r, 8)) {
+        case 0: x = DIFF_DATA + x % 0x4000; break;
+        case 1: x %= 200; break;
+        case 2: memcpy(&x, &d, 8); break;
+        case 3: memcpy(&x, f, 8); break;
+        case 4: x = 0; break;
+        default: break;
+        }
+        memcpy(ret + o, &x, 8);
+    }
+}
+
+void diff_image(const struct diff_request *req, const uint8_t *base, uint8_t *ret)
+{
+    memcpy(ret, base, DIFF_IMAGE_BYTES);
+    for (unsigned k = 0; k < DIFF_POKES; k++)
+        memcpy(ret + req->poke_off[k], &req->poke[k], 8);
+    memcpy(ret + req->code_off, req->code, req->code_len);
+}
+
+/* Arithmetic flags that a handler of a fault at instruction `at` could see and must find right. */
+static unsigned live_flags(const struct diff_seq *s, uint64_t rip)
+{
+    unsigned pending = ARITH, live = 0;
+    for (unsigned k = 0; k < s->n && pending; k++) {
+        struct fvm_insn in;
+        if (s->insns[k].dropped || DIFF_CODE + s->at[k] < rip)
+            continue;
+        if (fvm_decode(s->req.code + (s->at[k] - s->req.code_off), 15, 64, &in) != FVM_DECODE_OK)
+            return live;
+        const ZydisAccessedFlags *f = in.z.cpu_flags;
+        if (f) {
+            live |= f->tested & pending;
+            pending &= ~(f->modified | f->set_0 | f->set_1 | f->undefined);
+        }
+        if (in.z.meta.branch_type != ZYDIS_BRANCH_TYPE_NONE)
+            return live;
+    }
+    return live;
+}
+
+struct report { char *text; size_t size, at; bool bad; };
+static void differ(struct report *r, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+static void differ(struct report *r, const char *fmt, ...)
+{
+    va_list ap;
+    r->bad = true;
+    if (r->at >= r->size)
+        return;
+    va_start(ap, fmt);
+    int n = vsnprintf(r->text + r->at, r->size - r->at, fmt, ap);
+    va_end(ap);
+    r->at += (size_t)FVM_MAX(n, 0);
+}
+
+/* The image with initial components filled in and unstable fields cleared. */
+static void canonical_xsave(const uint8_t *in, uint8_t *out)
+{
+    uint64_t bv;
+    memcpy(out, in, DIFF_XSAVE);
+    memcpy(&bv, in + 512, 8);
+    if (!(bv & 1)) {
+        memset(out, 0, 24);
+        memset(out + 32, 0, 128);
+        out[0] = 0x7f, out[1] = 3;
+    }
+    if (!(bv & 2))
+        memset(out + 160, 0, 256);
+    if (!(bv & 4))
+        memset(out + 576, 0, 256);
+    memset(out + 6, 0, 18);  /* FOP FIP FDP */
+    memset(out + 28, 0, 4);  /* MXCSR mask */
+    memset(out + 416, 0, 160);
+    for (unsigned k = 0; k < 8; k++)
+        memset(out + 32 + 16 * k + 10, 0, 6);
+}
+
+static void compare_vectors(struct report *r, const uint8_t *native, const uint8_t *guest)
+{
+    uint8_t a[DIFF_XSAVE], b[DIFF_XSAVE];
+    canonical_xsave(native, a);
+    canonical_xsave(guest, b);
+    if (!memcmp(a, b, DIFF_XSAVE))
+        return;
+    for (unsigned k = 0; k < DIFF_XSAVE; k += 8) {
+        uint64_t x, y;
+        memcpy(&x, a + k, 8), memcpy(&y, b + k, 8);
+        if (x == y)
+            continue;
+        if (k < 24)
+            differ(r, "x87 FCW/FSW/FTW");
+        else if (k < 32)
+            differ(r, "MXCSR");
+        else if (k < 160)
+            differ(r, "st/mm%u+%u", (k - 32) / 16, k % 16);
+        else if (k < 416)
+            differ(r, "xmm%u+%u", (k - 160) / 16, k % 16);
+        else
+            differ(r, "ymm%u high+%u", (k - 576) / 16, k % 16);
+        differ(r, ": native %016" PRIx64 " engine %016" PRIx64 "\n", x, y);
+    }
+}
+
+static void compare_memory(struct report *r, const struct diff_outcome *a, const struct diff_outcome *b)
+{
+    unsigned shown = 0;
+    if (!memcmp(a->mem, b->mem, DIFF_IMAGE_BYTES))
+        return;
+    for (unsigned k = 0; k < DIFF_IMAGE_BYTES && shown < 4; k++) {
+        if (a->mem[k] == b->mem[k])
+            continue;
+        differ(r, "memory %" PRIx64 ": native %02x engine %02x\n", diff_pages[k >> 12].va + (k & 4095), a->mem[k], b->mem[k]);
+        shown++;
+        k |= 7;
+    }
+}
+
+/* Error codes as a guest at CPL 3 would see them: the host's kernel sets P for all addresses above user space. */
+static unsigned fault_code(const struct diff_outcome *o, bool kernel)
+{
+    unsigned code = o->code;
+    if (o->vector != FVM_EXC_PF)
+        return code;
+    if (o->cr2 >> 47)
+        code |= 1;
+    return kernel ? code | 4 : code;
+}
+
+static bool needs_alignment(const struct diff_seq *s, uint64_t rip)
+{
+    struct fvm_insn in;
+    uint64_t off = rip - DIFF_CODE - s->req.code_off;
+    return off < s->req.code_len && fvm_decode(s->req.code + off, 15, 64, &in) == FVM_DECODE_OK &&
+           ((in.z.meta.isa_set >= ZYDIS_ISA_SET_SSE && in.z.meta.isa_set <= ZYDIS_ISA_SET_SSSE3MMX) ||
+            in.z.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX || in.z.meta.isa_set == ZYDIS_ISA_SET_AES ||
+            in.z.meta.isa_set == ZYDIS_ISA_SET_PCLMULQDQ || in.z.meta.isa_set == ZYDIS_ISA_SET_CMPXCHG16B);
+}
+
+static void compare_end(struct report *r, const struct diff_seq *s, const struct diff_outcome *a, const struct diff_outcome *b)
+{
+    if (a->end != b->end) {
+        differ(r, "native %s vector %u code %x cr2 %" PRIx64 " rip %" PRIx64 ", engine %s vector %u code %x cr2 %" PRIx64
+               " rip %" PRIx64 "\n", a->end == DIFF_END ? "ended" : "fault", a->vector, a->code, a->cr2, a->state.rip,
+               b->end == DIFF_END ? "ended" : b->end == DIFF_LIMIT ? "never ended" : "fault", b->vector, b->code, b->cr2,
+               b->state.rip);
+        return;
+    }
+    if (a->state.rip != b->state.rip)
+        differ(r, "rip: native %" PRIx64 " engine %" PRIx64 "\n", a->state.rip, b->state.rip);
+    if (a->end != DIFF_FAULT)
+        return;
+    /* An address that is both misaligned and without rights: the processor finds the first, the engine the second. */
+    if (a->vector == FVM_EXC_GP && b->vector == FVM_EXC_PF && needs_alignment(s, a->state.rip))
+        return;
+    if (a->vector != b->vector || fault_code(a, s->kernel) != fault_code(b, s->kernel))
+        differ(r, "fault: native %u code %x cr2 %" PRIx64 ", engine %u code %x cr2 %" PRIx64 "\n", a->vector, a->code, a->cr2,
+               b->vector, b->code, b->cr2);
+    else if (a->vector == FVM_EXC_PF && a->cr2 != b->cr2)
+        differ(r, "cr2: native %" PRIx64 " engine %" PRIx64 "\n", a->cr2, b->cr2);
+}
+
+bool diff_equal(const struct diff_seq *s, const struct diff_outcome *a, const struct diff_outcome *b, char *text, size_t size)
+{
+    static const char *const names[16] = {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
+                                          "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"};
+    struct report r = {.text = text, .size = size};
+    text[0] = 0;
+    compare_end(&r, s, a, b);
+    for (unsigned k = 0; k < 16; k++)
+        if (a->state.regs[k] != b->state.regs[k])
+            differ(&r, "%s: native %016" PRIx64 " engine %016" PRIx64 "\n", names[k], a->state.regs[k], b->state.regs[k]);
+    uint64_t flags = 0x400 | (a->end == DIFF_END ? ARITH : live_flags(s, a->state.rip));
+    if ((a->state.rflags ^ b->state.rflags) & flags)
+        differ(&r, "flags: native %03x engine %03x (compared: %03x)\n", (unsigned)a->state.rflags & 0xcd5,
+               (unsigned)b->state.rflags & 0xcd5, (unsigned)flags);
+    if (a->state.fs_base != b->state.fs_base || a->state.gs_base != b->state.gs_base)
+        differ(&r, "fs/gs base: native %" PRIx64 " %" PRIx64 " engine %" PRIx64 " %" PRIx64 "\n", a->state.fs_base,
+               a->state.gs_base, b->state.fs_base, b->state.gs_base);
+    compare_vectors(&r, a->state.xsave, b->state.xsave);
+    compare_memory(&r, a, b);
+    return !r.bad;
+}

@@ -1,0 +1,194 @@
+/*
+ * support_forms.c - which encodings exist: every opcode of every map is put to the decoder and the CPU model with every mandatory
+ * prefix, width, vector length and opcode extension; what both accept and what can be compared is a form.
+ *
+ * Forms are grouped by mnemonic, so that rare instructions are drawn as often as `add`, which has hundreds.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/diff/support_diff.h"
+
+struct diff_group *diff_groups;
+unsigned diff_group_count;
+static struct diff_form *forms; /* filled once, before anything runs */
+static unsigned form_count, form_max;
+
+/* Instructions whose result is not a function of the state that is compared, or that ask for the kernel. */
+static bool excluded(ZydisMnemonic m)
+{
+    switch (m) {
+    /* time, random numbers, what processor this is: differ by design or from call to call */
+    case ZYDIS_MNEMONIC_RDTSC: case ZYDIS_MNEMONIC_RDTSCP: case ZYDIS_MNEMONIC_RDRAND: case ZYDIS_MNEMONIC_RDSEED:
+    case ZYDIS_MNEMONIC_RDPMC: case ZYDIS_MNEMONIC_RDPID: case ZYDIS_MNEMONIC_CPUID: case ZYDIS_MNEMONIC_XGETBV:
+    /* the host's descriptor tables and machine status; Linux emulates some of them under UMIP */
+    case ZYDIS_MNEMONIC_SGDT: case ZYDIS_MNEMONIC_SIDT: case ZYDIS_MNEMONIC_SLDT: case ZYDIS_MNEMONIC_STR:
+    case ZYDIS_MNEMONIC_SMSW: case ZYDIS_MNEMONIC_LAR: case ZYDIS_MNEMONIC_LSL: case ZYDIS_MNEMONIC_VERR:
+    case ZYDIS_MNEMONIC_VERW:
+    /* the kernel's entry points, debuggers, waiting */
+    case ZYDIS_MNEMONIC_SYSCALL: case ZYDIS_MNEMONIC_SYSENTER: case ZYDIS_MNEMONIC_INT: case ZYDIS_MNEMONIC_INT1:
+    case ZYDIS_MNEMONIC_INT3: case ZYDIS_MNEMONIC_INTO: case ZYDIS_MNEMONIC_MONITOR: case ZYDIS_MNEMONIC_MWAIT:
+    /* the x87's instruction and data pointers (a known difference: they hold host addresses), XSAVE areas of other sizes */
+    case ZYDIS_MNEMONIC_FNSTENV: case ZYDIS_MNEMONIC_FNSAVE: case ZYDIS_MNEMONIC_FXSAVE: case ZYDIS_MNEMONIC_FXSAVE64:
+    case ZYDIS_MNEMONIC_XSAVE: case ZYDIS_MNEMONIC_XSAVE64: case ZYDIS_MNEMONIC_XSAVEOPT: case ZYDIS_MNEMONIC_XSAVEOPT64:
+    case ZYDIS_MNEMONIC_XRSTOR: case ZYDIS_MNEMONIC_XRSTOR64: case ZYDIS_MNEMONIC_XSETBV:
+    /* hints: the engine drops them, the processor may fault on their address */
+    case ZYDIS_MNEMONIC_CLFLUSH: case ZYDIS_MNEMONIC_CLFLUSHOPT: case ZYDIS_MNEMONIC_CLWB:
+    /* segment registers: the host's tables have other selectors than the guest's */
+    case ZYDIS_MNEMONIC_LFS: case ZYDIS_MNEMONIC_LGS: case ZYDIS_MNEMONIC_LSS: case ZYDIS_MNEMONIC_IRET:
+    case ZYDIS_MNEMONIC_IRETD: case ZYDIS_MNEMONIC_IRETQ:
+    /* transactions: never in the model, and UD in the engine */
+    case ZYDIS_MNEMONIC_XBEGIN: case ZYDIS_MNEMONIC_XEND: case ZYDIS_MNEMONIC_XABORT: case ZYDIS_MNEMONIC_XTEST:
+    /* not the same on every vendor's processors, and AMD's are refused in 64-bit mode */
+    case ZYDIS_MNEMONIC_SYSEXIT: case ZYDIS_MNEMONIC_SYSRET:
+        return true;
+    default:
+        return false;
+    }
+}
+
+static bool privileged(const struct fvm_insn *in)
+{
+    return (in->z.attributes & ZYDIS_ATTRIB_IS_PRIVILEGED) || in->z.meta.category == ZYDIS_CATEGORY_IO ||
+           in->z.meta.category == ZYDIS_CATEGORY_IOSTRINGOP || in->z.mnemonic == ZYDIS_MNEMONIC_CLI ||
+           in->z.mnemonic == ZYDIS_MNEMONIC_STI;
+}
+
+bool diff_comparable(const struct fvm_insn *in, bool kernel)
+{
+    if (excluded(in->z.mnemonic) || in->z.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR)
+        return false;
+    if (kernel && privileged(in))
+        return false;
+    /* 66 before a near branch: Intel ignores it, AMD truncates rip */
+    if (in->z.meta.branch_type != ZYDIS_BRANCH_TYPE_NONE)
+        for (unsigned k = 0; k < in->z.raw.prefix_count; k++)
+            if (in->bytes[k] == 0x66)
+                return false;
+    /* loading segment registers (reading them is fine) */
+    for (unsigned k = 0; k < in->z.operand_count; k++)
+        if (in->ops[k].type == ZYDIS_OPERAND_TYPE_REGISTER && fvm_decode_seg(in->ops[k].reg.value) >= 0 &&
+            (in->ops[k].actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) && in->z.mnemonic != ZYDIS_MNEMONIC_WRFSBASE &&
+            in->z.mnemonic != ZYDIS_MNEMONIC_WRGSBASE && in->z.mnemonic != ZYDIS_MNEMONIC_SWAPGS)
+            return false;
+    return true;
+}
+
+static unsigned build(const struct diff_form *f, uint8_t *out)
+{
+    static const uint8_t pfx[4] = {0, 0x66, 0xf3, 0xf2};
+    unsigned n = 0;
+    if (f->map < 4) {
+        if (f->pfx)
+            out[n++] = pfx[f->pfx];
+        if (f->w)
+            out[n++] = 0x48;
+        if (f->map)
+            out[n++] = 0x0f;
+        if (f->map > 1)
+            out[n++] = f->map == 2 ? 0x38 : 0x3a;
+    } else {
+        out[n++] = 0xc4;
+        out[n++] = (uint8_t)(0xe0 | (f->map - 3));
+        out[n++] = (uint8_t)(f->w << 7 | 0x78 | f->l << 2 | f->pfx);
+    }
+    out[n++] = f->opcode;
+    out[n++] = (uint8_t)(f->mem ? 0x40 | f->ext << 3 | 4 : 0xc0 | f->ext << 3 | 1);
+    out[n++] = 0x13; /* SIB: [rbx + rdx] */
+    memset(out + n, 1, 15 - n);
+    return n;
+}
+
+static bool is_prefix(unsigned opcode)
+{
+    return (opcode & 0xf0) == 0x40 || opcode == 0x66 || opcode == 0x67 || opcode == 0xf2 || opcode == 0xf3 || opcode == 0xf0 ||
+           opcode == 0x26 || opcode == 0x2e || opcode == 0x36 || opcode == 0x3e || opcode == 0x64 || opcode == 0x65 ||
+           opcode == 0xc4 || opcode == 0xc5 || opcode == 0x62 || opcode == 0x0f;
+}
+
+static void try_form(struct diff_form *f, const struct fvm_cpu_model *model)
+{
+    uint8_t b[16];
+    struct fvm_insn in;
+    build(f, b);
+    if (f->map == 0 && is_prefix(f->opcode))
+        return;
+    if (fvm_decode(b, 15, 64, &in) != FVM_DECODE_OK || !fvm_cpu_model_allows(model, &in) || !diff_comparable(&in, false))
+        return;
+    f->modrm = (in.z.attributes & ZYDIS_ATTRIB_HAS_MODRM) != 0;
+    if (!f->modrm && (f->ext || f->mem))
+        return;
+    f->mnemonic = (uint16_t)in.z.mnemonic;
+    f->category = (uint16_t)in.z.meta.category;
+    if (form_count == form_max) {
+        form_max = form_max ? form_max * 2 : 4096;
+        forms = realloc(forms, form_max * sizeof *forms);
+    }
+    forms[form_count++] = *f;
+}
+
+static uint32_t kinds_of(const struct diff_form *f)
+{
+    uint32_t k = 1u << DIFF_KIND_ANY;
+    switch (f->category) {
+    case ZYDIS_CATEGORY_BINARY: case ZYDIS_CATEGORY_LOGICAL: case ZYDIS_CATEGORY_DATAXFER: case ZYDIS_CATEGORY_SHIFT:
+    case ZYDIS_CATEGORY_ROTATE: case ZYDIS_CATEGORY_BITBYTE: case ZYDIS_CATEGORY_SETCC: case ZYDIS_CATEGORY_CMOV:
+    case ZYDIS_CATEGORY_FLAGOP: case ZYDIS_CATEGORY_PUSH: case ZYDIS_CATEGORY_POP: case ZYDIS_CATEGORY_SEMAPHORE:
+    case ZYDIS_CATEGORY_CONVERT: case ZYDIS_CATEGORY_MISC: case ZYDIS_CATEGORY_BMI1: case ZYDIS_CATEGORY_BMI2:
+    case ZYDIS_CATEGORY_NOP: case ZYDIS_CATEGORY_WIDENOP: case ZYDIS_CATEGORY_LZCNT:
+        k |= 1u << DIFF_KIND_INT | 1u << DIFF_KIND_MEM | 1u << DIFF_KIND_BRANCH | 1u << DIFF_KIND_SMC;
+        break;
+    case ZYDIS_CATEGORY_STRINGOP:
+        k |= 1u << DIFF_KIND_STRING;
+        break;
+    case ZYDIS_CATEGORY_X87_ALU: case ZYDIS_CATEGORY_MMX: case ZYDIS_CATEGORY_FCMOV:
+        k |= 1u << DIFF_KIND_X87;
+        break;
+    default:
+        if (f->map >= 4)
+            k |= 1u << DIFF_KIND_AVX;
+        else if (f->map >= 1)
+            k |= 1u << DIFF_KIND_SSE;
+    }
+    return k;
+}
+
+static int by_mnemonic(const void *a, const void *b)
+{
+    const struct diff_form *x = *(const struct diff_form *const *)a, *y = *(const struct diff_form *const *)b;
+    return x->mnemonic != y->mnemonic ? (int)x->mnemonic - (int)y->mnemonic : x < y ? -1 : 1;
+}
+
+static void make_groups(void)
+{
+    const struct diff_form **p = calloc(form_count, sizeof *p);
+    for (unsigned k = 0; k < form_count; k++)
+        p[k] = &forms[k];
+    qsort(p, form_count, sizeof *p, by_mnemonic);
+    diff_groups = calloc(form_count, sizeof *diff_groups);
+    for (unsigned k = 0; k < form_count; k++) {
+        if (!k || p[k]->mnemonic != p[k - 1]->mnemonic)
+            diff_groups[diff_group_count++] = (struct diff_group){.forms = p + k, .mnemonic = p[k]->mnemonic};
+        diff_groups[diff_group_count - 1].count++;
+        diff_groups[diff_group_count - 1].kinds |= kinds_of(p[k]);
+    }
+}
+
+void diff_forms_init(const struct fvm_cpu_model *model)
+{
+    struct diff_form f = {0};
+    for (unsigned map = 0; map < 7; map++)
+        for (unsigned op = 0; op < 256; op++)
+            for (unsigned v = 0; v < 4 * 8 * 2 * 2 * (map >= 4 ? 2 : 1); v++) {
+                f = (struct diff_form){.map = (uint8_t)map, .opcode = (uint8_t)op, .pfx = v & 3, .ext = v >> 2 & 7,
+                                       .mem = v >> 5 & 1, .w = v >> 6 & 1, .l = (v >> 7) & 1};
+                try_form(&f, model);
+            }
+    make_groups();
+}
+
+unsigned diff_gen_forms(unsigned *ret_mnemonics)
+{
+    *ret_mnemonics = diff_group_count;
+    return form_count;
+}
