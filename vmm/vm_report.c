@@ -27,6 +27,15 @@ void fvm_vm_stats(const struct fvm_vm *vm, FILE *out)
             "interrupts %llu, faults %llu, host signals %llu\n",
             ull(e.exits), ull(e.exec_one), ull(e.helper_calls), ull(e.mem_slow), ull(e.mmio), ull(e.irqs), ull(e.faults),
             ull(e.signals));
+    fprintf(out, "exits by reason:");
+    for (unsigned i = 0; i < FVM_EXIT_REASONS; i++)
+        if (e.exits_by[i])
+            fprintf(out, " %s %llu", fvm_engine_exit_name(i), ull(e.exits_by[i]));
+    fprintf(out, "\ninstructions done by C:");
+    for (unsigned i = 0; i < FVM_SYSTEM_KINDS; i++)
+        if (e.system_by[i] > e.exits / 200)
+            fprintf(out, " %s %llu", fvm_engine_system_name(i), ull(e.system_by[i]));
+    fprintf(out, "\n");
     for (unsigned i = 0; i < vm->vcpu_count; i++) {
         const struct fvm_vcpu *v = vm->vcpus[i];
         const struct fvm_shadow_stats *s = fvm_shadow_get_stats(v->shadow);

@@ -88,3 +88,8 @@ _Static_assert(ZYDIS_REGISTER_R15B - ZYDIS_REGISTER_SPL == 11, "spl bpl sil dil 
 _Static_assert(ZYDIS_REGISTER_R15W - ZYDIS_REGISTER_AX == 15 && ZYDIS_REGISTER_R15D - ZYDIS_REGISTER_EAX == 15 &&
                    ZYDIS_REGISTER_R15 - ZYDIS_REGISTER_RAX == 15, "sixteen of each width");
 _Static_assert(ZYDIS_REGISTER_GS - ZYDIS_REGISTER_ES == FVM_GS, "es cs ss ds fs gs");
+
+const char *fvm_decode_mnemonic(unsigned mnemonic)
+{
+    return mnemonic <= ZYDIS_MNEMONIC_MAX_VALUE ? ZydisMnemonicGetString((ZydisMnemonic)mnemonic) : NULL;
+}

@@ -25,10 +25,18 @@ struct fvm_vcpu_hooks {
     void *ctx;
 };
 
+#define FVM_EXIT_REASONS 11
+#define FVM_SYSTEM_KINDS 2048 /* Zydis' mnemonics fit */
 struct fvm_engine_stats {
     uint64_t blocks, guest_insns_translated, cache_bytes_used, cache_flushes, invalidations, exits, exec_one, helper_calls,
         mem_slow, irqs, faults, mmio, signals, host_ns_translating;
+    uint64_t exits_by[FVM_EXIT_REASONS];       /* full exits, by reason: fvm_engine_exit_name */
+    uint64_t system_by[FVM_SYSTEM_KINDS];      /* instructions done by C, by mnemonic (hashed): fvm_engine_system_name */
 };
+/** "direct", "indirect"...; NULL past the end. */
+const char *fvm_engine_exit_name(unsigned reason);
+/** Mnemonic of a bucket of system_by that was used, or NULL. */
+const char *fvm_engine_system_name(unsigned bucket);
 
 int fvm_engine_create(struct fvm_ram *ram, const struct fvm_engine_config *config, struct fvm_engine **ret_engine,
                       struct fvm_err *err);

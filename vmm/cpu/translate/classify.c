@@ -224,7 +224,7 @@ void fvm_tr_classify(struct fvm_tr *tr, struct fvm_tr_insn *i)
     fvm_tr_flags_analyse(i);
     if ((tr->mode & FVM_MODE_FPU_TRAP) && uses_fpu(in))
         c = FVM_C_NM;
-    else if ((c = branch_class(in)) < 0 && (c = string_class(in)) < 0 && (c = sensitive_class(tr, in)) < 0 &&
+    else if ((c = sensitive_class(tr, in)) < 0 && (c = branch_class(in)) < 0 && (c = string_class(in)) < 0 &&
              (c = plain_class(i, tr->bits)) < 0)
         c = fvm_insn_is_system(in) ? FVM_C_SYSTEM : memory_class(i);
     if (tr->bits == 16 && c != FVM_C_SYSTEM && c != FVM_C_UD)

@@ -83,5 +83,21 @@ void fvm_engine_get_stats(const struct fvm_engine *e, struct fvm_engine_stats *r
         ret->helper_calls += p->stats.helper_calls;
         ret->irqs += p->stats.irqs;
         ret->faults += p->stats.faults;
+        for (unsigned i = 0; i < FVM_EXIT_REASONS; i++)
+            ret->exits_by[i] += p->stats.exits_by[i];
+        for (unsigned i = 0; i < FVM_SYSTEM_KINDS; i++)
+            ret->system_by[i] += p->stats.system_by[i];
     }
+}
+
+const char *fvm_engine_exit_name(unsigned reason)
+{
+    static const char *const names[FVM_EXIT_REASONS] = {"request", "direct", "indirect", "system", "memory", "fault",
+                                                        "trap", "one", "dropped", "transfer", "string"};
+    return reason < FVM_EXIT_REASONS ? names[reason] : NULL;
+}
+
+const char *fvm_engine_system_name(unsigned bucket)
+{
+    return fvm_decode_mnemonic(bucket);
 }

@@ -141,13 +141,14 @@ struct fvm_vcpu_priv {
     int tid;
     void *sigstack;
     struct fvm_vcpu_hooks hooks;
+    bool fill_jump_cache;      /* the next block's rip was not known to the jump cache */
     bool irq_check;            /* the interrupt controller may have something */
     volatile uint32_t sleeping; /* halted or parked: requests must signal cond */
     uint32_t link_exit;        /* exit to link once its target is found, or FVM_NONE */
     uint64_t link_generation;
     bool return_faults;        /* fvm_vcpu_run_until: guest faults go to the caller */
     const char *why;           /* of a shutdown */
-    struct { uint32_t leaf, sub, out[4]; uint64_t stamp; } cpuid[16]; /* answers given, while the stamp is right */
+    struct { uint32_t leaf, sub, out[4]; uint64_t stamp; } cpuid[64]; /* answers given, while the stamp is right */
     uint64_t cpuid_generation; /* moves when the guest writes MSRs that show in CPUID */
     struct fvm_paging paging;  /* as last computed from cr0, cr4, efer, flags: valid while paging_key is theirs */
     uint64_t paging_key[3];
@@ -163,6 +164,10 @@ static inline uint64_t fvm_cpuid_stamp(const struct fvm_vcpu *v)
 {
     const struct fvm_vcpu_priv *p = v->priv;
     return (p->cpuid_generation << 32 | v->xcr0 << 1 | ((v->cr4 & FVM_CR4_OSXSAVE) != 0)) + (1ull << 32);
+}
+static inline unsigned fvm_cpuid_bucket(uint32_t leaf, uint32_t sub)
+{
+    return (leaf ^ leaf >> 26 ^ sub * 11) & 63;
 }
 static inline bool fvm_paging_key_ok(const struct fvm_vcpu *v)
 {

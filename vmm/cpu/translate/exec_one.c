@@ -289,11 +289,12 @@ static int exec_system(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm
 {
     struct fvm_vcpu_priv *p = v->priv;
     uint32_t leaf = (uint32_t)v->regs[FVM_RAX], sub = (uint32_t)v->regs[FVM_RCX];
+    p->stats.system_by[in->z.mnemonic % FVM_SYSTEM_KINDS]++;
     int r = fvm_system_exec(v, in, fault);
     if (r)
         return r;
     if (in->z.mnemonic == ZYDIS_MNEMONIC_CPUID) {
-        unsigned k = (leaf ^ leaf >> 28 ^ sub * 5) & 15;
+        unsigned k = fvm_cpuid_bucket(leaf, sub);
         p->cpuid[k].leaf = leaf;
         p->cpuid[k].sub = sub;
         p->cpuid[k].out[0] = (uint32_t)v->regs[FVM_RAX];

@@ -122,7 +122,7 @@ static unsigned cpuid(struct fvm_vcpu *v)
 {
     struct fvm_vcpu_priv *p = v->priv;
     uint32_t leaf = (uint32_t)v->regs[FVM_RAX], sub = (uint32_t)v->regs[FVM_RCX];
-    unsigned k = (leaf ^ leaf >> 28 ^ sub * 5) & 15;
+    unsigned k = fvm_cpuid_bucket(leaf, sub);
     if (p->cpuid[k].stamp != fvm_cpuid_stamp(v) || p->cpuid[k].leaf != leaf || p->cpuid[k].sub != sub)
         return slow(v);
     v->regs[FVM_RAX] = p->cpuid[k].out[0];
@@ -145,15 +145,23 @@ static uint32_t xsave_mask(const struct fvm_vcpu *v)
     return (uint32_t)(v->regs[FVM_RAX] & v->xcr0 & 7);
 }
 
-/* Host address of an XSAVE area that lies within one page, or NULL. */
+/* Host address of an XSAVE area that is contiguous in the host, too, or NULL. */
 static uint8_t *xsave_area(struct fvm_vcpu *v, bool write)
 {
-    uint64_t ea = *fvm_slot(v, FVM_SLOT_EA), entry = fvm_shadow_peek(v->shadow, ea);
-    unsigned right = write ? (v->cpl == 3 ? FVM_S_UW : FVM_S_KW) : (v->cpl == 3 ? FVM_S_UR : FVM_S_KR);
-    if (ea & 63 || (ea & FVM_PAGE_MASK) + FVM_XSAVE_BYTES > FVM_PAGE_SIZE || !fvm_canonical(ea) ||
-        !(entry & right) || (v->cr0 & FVM_CR0_TS) || !(v->cr4 & FVM_CR4_OSXSAVE))
+    uint64_t ea = *fvm_slot(v, FVM_SLOT_EA), entry[2], gpa;
+    unsigned user = v->cpl == 3 ? FVM_USER : 0, want = write ? FVM_W : FVM_R;
+    unsigned right = write ? (user ? FVM_S_UW : FVM_S_KW) : (user ? FVM_S_UR : FVM_S_KR);
+    struct fvm_fault f;
+    if (ea & 63 || !fvm_canonical(ea) || !fvm_canonical(ea + FVM_XSAVE_BYTES) || (v->cr0 & FVM_CR0_TS) ||
+        !(v->cr4 & FVM_CR4_OSXSAVE))
         return NULL;
-    return (uint8_t *)(ea + (entry & ~0xffull));
+    for (unsigned k = 0; k < 2; k++) {
+        uint64_t a = ea + (k ? FVM_XSAVE_BYTES - 1 : 0);
+        entry[k] = fvm_shadow_peek(v->shadow, a);
+        if (!(entry[k] & right) && fvm_shadow_miss(v->shadow, a, want | user, &entry[k], &gpa, &f) != FVM_SHADOW_OK)
+            return NULL;
+    }
+    return (entry[0] ^ entry[1]) & ~0xffull ? NULL : (uint8_t *)(ea + (entry[0] & ~0xffull));
 }
 
 static unsigned xsave(struct fvm_vcpu *v, bool wide)

@@ -156,6 +156,9 @@ static void enter_block(struct fvm_vcpu *v, uint32_t n, uint8_t mode)
     if (p->link_exit != FVM_NONE && p->link_generation == e->flush_generation && e->exits[p->link_exit].target == v->rip)
         fvm_code_link(e, v, p->link_exit, n);
     p->link_exit = FVM_NONE;
+    if (p->fill_jump_cache && !(mode & FVM_MODE_SINGLE) && !e->config.single_block && !p->run_until_on)
+        fvm_jc_fill(v, v->rip, mode, (uint64_t)(uintptr_t)e->code + b->saved_off);
+    p->fill_jump_cache = false;
     p->ring[p->ring_pos % FVM_RING].rip = v->rip;
     p->ring[p->ring_pos % FVM_RING].mode = mode;
     p->ring_pos++;
@@ -170,6 +173,7 @@ static void enter_block(struct fvm_vcpu *v, uint32_t n, uint8_t mode)
     fvm_enter(v, e->code + b->code_off);
     v->seg[FVM_GS].base = v->seg_base_gs;
     p->stats.exits++;
+    p->stats.exits_by[*fvm_slot(v, FVM_SLOT_REASON) % FVM_EXIT_REASONS]++;
 }
 
 /* ---- exits ---- */
@@ -207,6 +211,7 @@ static int handle_exit(struct fvm_vcpu *v, struct fvm_fault *f)
     case FVM_EXIT_INDIRECT:
         fvm_recover_flags(v, true);
         v->rip = *fvm_slot(v, FVM_SLOT_TGT);
+        p->fill_jump_cache = true;
         return 0;
     case FVM_EXIT_SYSTEM:
         fvm_recover_site(v, arg);
@@ -226,6 +231,7 @@ static int handle_exit(struct fvm_vcpu *v, struct fvm_fault *f)
         fvm_recover_flags(v, false);
         v->rip = e->blocks[arg].rip;
         fvm_code_drop(e, arg);
+        p->fill_jump_cache = true; /* it was probably the jump cache that led here */
         return 0;
     case FVM_EXIT_STRING:
         fvm_recover_site(v, arg);
