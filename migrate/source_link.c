@@ -202,7 +202,7 @@ static int check_peer(struct fvm_source *s, struct fvm_err *err)
     s->down_ns = !down ? 0 : s->down_ns ? s->down_ns : now;
     if (s->down_ns && now - s->down_ns > SOURCE_DOWN_MS * 1000000ull)
         return fvm_err_set(err, FVM_ECLOSED, 0, "migrate", "the connection to %s is broken", s->opt.to_addr);
-    if (now - s->heard_ns > SOURCE_SILENT_MS * 1000000ull)
+    if (now > s->heard_ns && now - s->heard_ns > SOURCE_SILENT_MS * 1000000ull) /* while it prepares, heard_ns lies ahead */
         return fvm_err_set(err, FVM_ETIMEOUT, 0, "migrate", "the destination has been silent for %d s", SOURCE_SILENT_MS / 1000);
     if (s->tx_open && s->tx.count) {
         if (now - s->ack_ns > SOURCE_STALL_MS * 1000000ull)
