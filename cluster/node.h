@@ -173,6 +173,8 @@ void node_vm_close_all(struct node *node);
 void node_vm_set_live(struct node_vm *vm, const char *state);
 /** The guest has arrived and is ours. */
 void node_vm_arrived(struct node_vm *vm);
+/** Has it? By the record. */
+void node_vm_check_arrival(struct node_vm *vm);
 /** Asks each VM how it is, now and then. */
 void node_vm_tick(struct node *node);
 void node_vm_path(const struct node_vm *vm, const char *file, char *buf, size_t size);

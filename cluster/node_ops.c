@@ -58,6 +58,7 @@ static Fvm__VmInfo *make_info(struct node *node, struct vmdb_vm *vm)
     info->live = strcmp(info->record->owner, node->name) == 0;
     if (!here)
         return info;
+    node_vm_check_arrival(here);
     info->pid = node_proc_pid(here->proc);
     if (!info->live)
         return info;
@@ -131,8 +132,12 @@ static bool get_mine(struct node_call *call, const char *name, struct vmdb_vm *r
         node_call_fail(call, &err);
         return false;
     }
-    if (strcmp(ret_vm->record->owner, call->node->name) == 0)
+    if (strcmp(ret_vm->record->owner, call->node->name) == 0) {
+        struct node_vm *here = node_vm_find(call->node, name);
+        if (here)
+            node_vm_check_arrival(here); /* the source's node may have said so before we heard it */
         return true;
+    }
     node_call_redirect(call, ret_vm->record->owner);
     vmdb_vm_fini(ret_vm);
     return false;

@@ -142,7 +142,10 @@ static void on_ended(void *ctx, const struct node_proc_end *end)
     drop_connections(vm, dest);
     vm->state = NODE_VM_STOPPED;
     node_migrate_ended(vm, end);
-    node_vm_publish(vm, state, reason, exit_status); /* says nothing when the guest has gone elsewhere */
+    if (dest[0])
+        fvm_log(INFO, "vm.left", "vm=%s for=%s", vm->name, dest);
+    else
+        node_vm_publish(vm, state, reason, exit_status);
     end_calls(vm, state, reason);
     free_vm(vm);
 }
@@ -166,6 +169,8 @@ static void on_event(void *ctx, json_t *event)
     else if (strcmp(name, "paused") == 0 || strcmp(name, "running") == 0)
         node_vm_set_live(vm, name);
     node_migrate_event(vm, event);
+    if (vm->state == NODE_VM_INCOMING && strcmp(name, "running") == 0)
+        node_vm_check_arrival(vm);
 }
 
 static void arm(struct node_vm *vm, unsigned ms) { fvm_loop_timer_arm(vm->timer, fvm_now_ns() + ms * 1000000ull); }
@@ -272,6 +277,14 @@ void node_vm_arrived(struct node_vm *vm)
     vm->asked_ns = 0;
     if (!vm->control)
         arm(vm, 1);
+}
+
+void node_vm_check_arrival(struct node_vm *vm)
+{
+    struct fvm_ho_record r;
+    if (vm->state == NODE_VM_INCOMING && fvm_vmrecord_get(vm->node->store, vm->name, &r, NULL, NULL) == 0 && r.phase == FVM_HO_STABLE &&
+        strcmp(r.owner, vm->node->name) == 0)
+        node_vm_arrived(vm);
 }
 
 void node_vm_tick(struct node *node)
