@@ -120,6 +120,11 @@ void fvm_signal_handle(int signo, void *info, void *uc, struct fvm_vcpu *v)
             handle_kick(v, g);
         return;
     }
+    if (v && !g[REG_RIP] && !*fvm_slot(v, FVM_SLOT_TGT)) {
+        /* A guest branch to address 0 found an empty jump cache entry, whose rip is 0, too: look it up after all. */
+        g[REG_RIP] = (greg_t)(uintptr_t)fvm_stub_indirect;
+        return;
+    }
     if (v && handle_trap(v, g))
         return;
     give_back(signo, info);
