@@ -159,12 +159,12 @@ void node_close(struct node **node_p)
     *node_p = NULL;
     if (!node)
         return;
+    node_vm_close_all(node); /* ends the calls that wait for a VM */
     while (node->calls) {
         struct fvm_err err = {0};
         fvm_err_set(&err, FVM_ECLOSED, 0, "cluster", "node %s is shutting down; its guests go on", node->name);
         node_call_fail(node->calls, &err);
     }
-    node_vm_close_all(node);
     node_net_close(node);
     node_link_close_all(node);
     if (node->store)

@@ -89,6 +89,7 @@ struct node_vm {
     struct node_console *console;
     struct node_move *leaving;   /* migration under way, this is the source */
     struct node_arrival *coming; /* this is the destination */
+    struct node_queued *queued;  /* a guest that comes as soon as this process has ended */
 };
 
 struct node {
@@ -200,6 +201,8 @@ void node_migrate_start(struct node_call *call, struct node_vm *vm, const Fvm__V
 void node_migrate_event(struct node_vm *vm, json_t *event);
 void node_migrate_ended(struct node_vm *vm, const struct node_proc_end *end);
 void node_incoming_start(struct node_call *call, const Fvm__Incoming *request);
+/** What waited for an older process of the VM: now is its turn. Frees it. */
+void node_incoming_next(struct node_queued *queued);
 void node_incoming_drop(struct node_call *call, const char *name);
 void node_incoming_connected(struct node_vm *vm);
 void node_incoming_free(struct node_vm *vm);

@@ -12,6 +12,12 @@ struct node_arrival {
     char source_key[FVM_PORT_KEY_CHARS + 1];
 };
 
+/** A guest that waits until the process it left (or that failed to take it) is gone. */
+struct node_queued {
+    struct node_call *call;
+    Fvm__Incoming *request;
+};
+
 /** A guest on its way out, as the source's node sees it. */
 struct node_move {
     struct node_call *call; /* NULL: nobody watches any more */

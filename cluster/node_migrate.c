@@ -364,6 +364,40 @@ static int check_incoming(struct node_call *call, const Fvm__Incoming *r, struct
     return rc;
 }
 
+/* The guest left here a moment ago, or an attempt came to nothing: that process is about to end, and its end starts the next. */
+static int wait_for_end(struct node_call *call, const Fvm__Incoming *r, struct node_vm *old, struct fvm_err *err)
+{
+    if (old->queued)
+        return fvm_err_set(err, FVM_EBUSY, 0, "cluster", "VM %s is on its way to node %s already", old->name, call->node->name);
+    size_t len = fvm__incoming__get_packed_size(r);
+    uint8_t *data = malloc(len + 1);
+    struct node_queued *q = calloc(1, sizeof(*q));
+    if (data && q) {
+        fvm__incoming__pack(r, data);
+        q->request = fvm__incoming__unpack(NULL, len, data);
+    }
+    free(data);
+    if (!q || !q->request) {
+        free(q);
+        return fvm_err_set(err, FVM_ENOMEM, 0, "cluster", "out of memory");
+    }
+    q->call = call;
+    old->queued = q;
+    if (old->state == NODE_VM_INCOMING)
+        node_proc_kill(old->proc, SIGKILL);
+    return 0;
+}
+
+void node_incoming_next(struct node_queued *queued)
+{
+    if (!queued)
+        return;
+    if (queued->call)
+        node_incoming_start(queued->call, queued->request);
+    fvm__incoming__free_unpacked(queued->request, NULL);
+    free(queued);
+}
+
 void node_incoming_start(struct node_call *call, const Fvm__Incoming *r)
 {
     struct fvm_err err = {0};
@@ -371,11 +405,8 @@ void node_incoming_start(struct node_call *call, const Fvm__Incoming *r)
     struct node_arrival *a = NULL;
     int rc = check_incoming(call, r, &err);
     struct node_vm *old = node_vm_find(call->node, r->name);
-    if (!rc && old) { /* left over from an attempt that came to nothing; its end is told by the loop */
-        if (old->state == NODE_VM_INCOMING)
-            node_proc_kill(old->proc, SIGKILL);
-        rc = fvm_err_set(&err, FVM_EBUSY, 0, "cluster", "node %s still has a process of VM %s: try again in a moment", call->node->name, r->name);
-    }
+    if (!rc && old && (rc = wait_for_end(call, r, old, &err)) == 0)
+        return;
     if (!rc && !(a = calloc(1, sizeof(*a))))
         rc = fvm_err_set(&err, FVM_ENOMEM, 0, "cluster", "out of memory");
     if (!rc) {

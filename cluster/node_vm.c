@@ -110,6 +110,9 @@ static void free_vm(struct node_vm *vm)
     drop_connections(vm, NULL);
     node_move_free(vm);
     node_incoming_free(vm);
+    if (vm->queued)
+        vm->queued->call = NULL; /* ended with the daemon's other calls */
+    node_incoming_next(vm->queued);
     if (vm->proc)
         node_proc_destroy(&vm->proc);
     fvm_config_free(&vm->config);
@@ -147,7 +150,10 @@ static void on_ended(void *ctx, const struct node_proc_end *end)
     else
         node_vm_publish(vm, state, reason, exit_status);
     end_calls(vm, state, reason);
+    struct node_queued *queued = vm->queued;
+    vm->queued = NULL;
     free_vm(vm);
+    node_incoming_next(queued);
 }
 
 /* ---- the control socket ---- */
