@@ -143,6 +143,8 @@ static int plain_class(struct fvm_tr_insn *i, unsigned bits)
     case ZYDIS_MNEMONIC_CLFLUSHOPT: case ZYDIS_MNEMONIC_CLWB: case ZYDIS_MNEMONIC_CLDEMOTE:
         return FVM_C_DROP;
     case ZYDIS_MNEMONIC_PAUSE:
+        if (in->z.raw.rex.B) /* with REX.B processors do xchg rax, r8 */
+            i->regs |= 1u << FVM_RAX | 1u << FVM_R8;
         return FVM_C_IDENT;
     case ZYDIS_MNEMONIC_UD0: case ZYDIS_MNEMONIC_UD1: case ZYDIS_MNEMONIC_UD2:
         return FVM_C_UD;

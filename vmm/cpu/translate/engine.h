@@ -252,6 +252,7 @@ int fvm_exec_fetch(struct fvm_vcpu *v, struct fvm_insn *ret, struct fvm_fault *f
 int fvm_exec_string(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_fault *fault);
 bool fvm_insn_is_string(const struct fvm_insn *in);
 int fvm_exec_gather(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_fault *fault);
+int fvm_exec_read_mm(struct fvm_vcpu *v, unsigned a, unsigned b, uint8_t ret[16], struct fvm_fault *fault);
 int fvm_exec_maskmov(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_fault *fault);
 
 /* ---- signal.c ---- */

@@ -134,6 +134,21 @@ static int exec_on_bounce(struct fvm_vcpu *v, const struct fvm_insn *in, const Z
     return r;
 }
 
+/* Two MMX registers as the processor reads them: pending x87 exceptions, and the x87 is in MMX state afterwards. */
+int fvm_exec_read_mm(struct fvm_vcpu *v, unsigned a, unsigned b, uint8_t ret[16], struct fvm_fault *fault)
+{
+    struct fvm_emit em = snippet_begin(v);
+    for (unsigned k = 0; k < 2; k++) { /* movq fs:[bounce + 8k], mm */
+        e8(&em, 0x64), e8(&em, 0x0f), e8(&em, 0x7f);
+        e_mem(&em, k ? b : a, FVM_NOREG, FVM_NOREG, 0, FVM_OFF_BOUNCE + 8 * (int32_t)k);
+    }
+    snippet_end(v, &em);
+    if (run_snippet(v, fault))
+        return FVM_FAULT;
+    memcpy(ret, v->bounce, 16);
+    return 0;
+}
+
 /* An instruction without memory operand, as it is (a class of exec_one only in 16-bit code). */
 static int exec_plain(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_fault *fault)
 {
@@ -153,15 +168,23 @@ static unsigned stack_bytes(const struct fvm_vcpu *v, const struct fvm_insn *in)
 
 static int exec_enter(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_fault *fault)
 {
-    unsigned bytes = stack_bytes(v, in);
-    if (in->ops[1].imm.value.u & 31) { /* nested frames: no compiler has made them for decades */
-        *fault = (struct fvm_fault){.vector = FVM_EXC_UD};
+    unsigned bytes = stack_bytes(v, in), level = (unsigned)in->ops[1].imm.value.u & 31;
+    uint64_t rbp = v->regs[FVM_RBP], rsp = v->regs[FVM_RSP], frame, word = rbp;
+    int r = fvm_stack_push(v, bytes, &word, 1, fault);
+    frame = v->regs[FVM_RSP];
+    for (unsigned k = 1; k < level && !r; k++) { /* the outer frames' pointers */
+        fvm_gva va;
+        word = 0;
+        r = fvm_segment_linear(v, FVM_SS, rbp - k * bytes, bytes, false, &va, fault) ||
+            fvm_vmem_read(v, va, &word, bytes, FVM_AS_CPL, fault) || fvm_stack_push(v, bytes, &word, 1, fault);
+    }
+    if (level && !r)
+        r = fvm_stack_push(v, bytes, &frame, 1, fault);
+    if (r) {
+        v->regs[FVM_RSP] = rsp;
         return FVM_FAULT;
     }
-    uint64_t rbp = v->regs[FVM_RBP];
-    if (fvm_stack_push(v, bytes, &rbp, 1, fault))
-        return FVM_FAULT;
-    fvm_reg_set(v, FVM_RBP, bytes, v->regs[FVM_RSP]);
+    fvm_reg_set(v, FVM_RBP, bytes, frame);
     fvm_stack_move(v, -(int64_t)in->ops[0].imm.value.u);
     return 0;
 }

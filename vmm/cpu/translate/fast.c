@@ -32,6 +32,7 @@ static unsigned read_across(struct fvm_vcpu *v, const struct fvm_site *s, uint64
 {
     struct fvm_fault f;
     uint64_t done = 0;
+    uint8_t *to = v->bounce + (ea & 63); /* keeps alignment faults what they are */
     while (done < s->size) {
         uint64_t a = ea + done, n = FVM_PAGE_SIZE - (a & FVM_PAGE_MASK), entry, gpa;
         if (n > s->size - done)
@@ -43,10 +44,10 @@ static unsigned read_across(struct fvm_vcpu *v, const struct fvm_site *s, uint64
             return fvm_fast_leave(v, FVM_EXIT_MEM);
         const uint8_t *p = (const uint8_t *)(a + (entry & ~0xffull));
         for (uint64_t k = 0; k < n; k++)
-            v->bounce[done + k] = p[k];
+            to[done + k] = p[k];
         done += n;
     }
-    v->regs[s->ureg] = (uint64_t)(uintptr_t)v->bounce - ea;
+    v->regs[s->ureg] = (uint64_t)(uintptr_t)to - ea;
     return resume(v, s);
 }
 

@@ -227,18 +227,23 @@ int fvm_exec_maskmov(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_f
         *fault = (struct fvm_fault){.vector = FVM_EXC_UD};
         return FVM_FAULT;
     }
-    uint8_t data[32], mask[32];
+    uint8_t data[32], mask[32], before[FVM_XSAVE_BYTES];
     unsigned bytes = 16;
-    if (in->z.mnemonic == ZYDIS_MNEMONIC_MASKMOVQ) { /* MMn = low 64 bits of ST slot n in the image */
+    if (in->z.mnemonic == ZYDIS_MNEMONIC_MASKMOVQ) {
         bytes = 8;
-        memcpy(data, v->xsave + 32 + 16 * (a->reg.value - ZYDIS_REGISTER_MM0), 8);
-        memcpy(mask, v->xsave + 32 + 16 * (b->reg.value - ZYDIS_REGISTER_MM0), 8);
+        memcpy(before, v->xsave, sizeof before);
+        if (fvm_exec_read_mm(v, a->reg.value - ZYDIS_REGISTER_MM0, b->reg.value - ZYDIS_REGISTER_MM0, data, fault))
+            return FVM_FAULT;
+        memcpy(mask, data + 8, 8);
     } else {
         ymm_get(v, vector_number(a->reg.value), data), ymm_get(v, vector_number(b->reg.value), mask);
     }
     for (unsigned k = 0; k < bytes; k++)
-        if ((mask[k] & 0x80) && fvm_vmem_probe(v, dst + k, 1, FVM_W, FVM_AS_CPL, fault))
+        if ((mask[k] & 0x80) && fvm_vmem_probe(v, dst + k, 1, FVM_W, FVM_AS_CPL, fault)) {
+            if (bytes == 8)
+                memcpy(v->xsave, before, sizeof before);
             return FVM_FAULT;
+        }
     for (unsigned k = 0; k < bytes; k++)
         if ((mask[k] & 0x80) && fvm_vmem_write(v, dst + k, data + k, 1, FVM_AS_CPL, fault))
             return FVM_FAULT;
