@@ -82,7 +82,7 @@ static int parse_number(struct parse *p, const char *option, const char *text, u
 static int parse_trace(struct parse *p, const char *text)
 {
     static const struct { const char *name; unsigned bit; } words[] = {
-        {"exec", FVM_TRACE_EXEC}, {"int", FVM_TRACE_INT}, {"mmu", FVM_TRACE_MMU}, {"io", FVM_TRACE_IO}};
+        {"exec", FVM_TRACE_EXEC}, {"int", FVM_TRACE_INT}, {"mmu", FVM_TRACE_MMU}, {"io", FVM_TRACE_IO}, {"code", FVM_TRACE_CODE}};
     while (*text) {
         size_t n = strcspn(text, ","), i;
         for (i = 0; i < FVM_ARRAY_SIZE(words); i++)

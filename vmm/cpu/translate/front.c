@@ -313,6 +313,7 @@ static void emit_block(struct fvm_tr *tr, const struct fetch *f)
     tr->cur = tr->n - 1;
     if (!tr->ended)
         fvm_tr_exit_direct(tr, fvm_tr_next_rip(tr, &tr->insns[tr->n - 1]));
+    tr->cold_from = em->at;
     emit_cold(tr);
     b->dead_off = b->code_off + em->at;
     if (to_dead)
@@ -387,5 +388,7 @@ uint32_t fvm_translate(struct fvm_vcpu *v, uint8_t mode, struct fvm_fault *fault
     e->stats.blocks++;
     e->stats.guest_insns_translated += tr.n;
     fvm_code_add(e, tr.block);
+    if (FVM_UNLIKELY(e->config.trace & FVM_TRACE_CODE))
+        fvm_tr_show(&tr);
     return tr.block;
 }

@@ -80,6 +80,7 @@ struct fvm_tr {
     bool saved;          /* flags state */
     struct fvm_cold cold[FVM_BLOCK_INSNS_MAX * 3 + 8];
     unsigned cold_n;
+    uint32_t cold_from;  /* where the hot code ends */
     bool ended;
 };
 
@@ -133,6 +134,9 @@ void fvm_tr_rsp_add(struct fvm_tr *tr, int32_t n);
 /* classify.c */
 void fvm_tr_classify(struct fvm_tr *tr, struct fvm_tr_insn *i);
 bool fvm_tr_ends_block(const struct fvm_tr_insn *i);
+
+/* show.c */
+void fvm_tr_show(const struct fvm_tr *tr);
 
 /* misc.c */
 void fvm_tr_emit_misc(struct fvm_tr *tr, struct fvm_tr_insn *i);
