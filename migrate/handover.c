@@ -14,9 +14,6 @@
 #ifndef FVM_HO_GUARD
 #define FVM_HO_GUARD(name, cond) (cond)
 #endif
-#ifndef FVM_HO_EPOCH_STEP
-#define FVM_HO_EPOCH_STEP(name) 1
-#endif
 
 static bool same(const char *a, const char *b)
 {
@@ -50,14 +47,14 @@ int fvm_ho_abort(const struct fvm_ho_record *now, const char *self, struct fvm_h
     *ret_next = *now;
     name_set(ret_next->owner, self);
     ret_next->phase = FVM_HO_STABLE;
-    ret_next->epoch += FVM_HO_EPOCH_STEP(ABORT);
+    ret_next->epoch += 1;
     return 0;
 }
 
 int fvm_ho_take(const struct fvm_ho_record *now, const struct fvm_ho_ticket *ticket, enum fvm_ho_holding holding,
                 struct fvm_ho_record *ret_next)
 {
-    if (!FVM_HO_GUARD(TAKE_IMAGE, holding == FVM_HO_HOLDS_IMAGE) || !FVM_HO_GUARD(TAKE_MIG, now->phase == FVM_HO_MIG) ||
+    if (!FVM_HO_GUARD(TAKE_IMAGE, holding == FVM_HO_HOLDS_IMAGE) || now->phase != FVM_HO_MIG ||
         !FVM_HO_GUARD(TAKE_TICKET, now->epoch == ticket->epoch && same(now->owner, ticket->from) && same(now->to, ticket->to) &&
                                        memcmp(now->mig_id, ticket->mig_id, FVM_HO_ID_BYTES) == 0))
         return FVM_ESTATE;
@@ -94,14 +91,14 @@ int fvm_ho_handback(const struct fvm_ho_record *now, enum fvm_ho_holding source,
     *ret_next = *now;
     name_set(ret_next->owner, now->from);
     ret_next->phase = FVM_HO_STABLE;
-    ret_next->epoch += FVM_HO_EPOCH_STEP(HANDBACK);
+    ret_next->epoch += 1;
     return 0;
 }
 
 int fvm_ho_claim(const struct fvm_ho_record *now, const char *self, enum fvm_ho_holding source, enum fvm_ho_holding dest,
                  struct fvm_ho_record *ret_next)
 {
-    if (!FVM_HO_GUARD(CLAIM_TAKEN, now->phase == FVM_HO_TAKEN) || !same(now->owner, self) ||
+    if (now->phase != FVM_HO_TAKEN || !same(now->owner, self) ||
         !FVM_HO_GUARD(CLAIM_SOURCE, source == FVM_HO_HOLDS_NOTHING) || !FVM_HO_GUARD(CLAIM_DEST, dest == FVM_HO_HOLDS_NOTHING))
         return FVM_ESTATE;
     *ret_next = *now;
@@ -113,22 +110,23 @@ int fvm_ho_claim(const struct fvm_ho_record *now, const char *self, enum fvm_ho_
 enum fvm_ho_source_next fvm_ho_source_decide(const struct fvm_ho_record *read, const struct fvm_ho_ticket *ticket)
 {
     bool ours = same(read->owner, ticket->from);
+    /* A later migration began: the guest has run elsewhere since, even if it is on this node again. */
+    if (!FVM_HO_GUARD(SOURCE_OWN_MIG, memcmp(read->mig_id, ticket->mig_id, FVM_HO_ID_BYTES) == 0))
+        return FVM_HO_SOURCE_DESTROY;
     if (read->phase == FVM_HO_STABLE)
         return ours ? FVM_HO_SOURCE_RESUME : FVM_HO_SOURCE_DESTROY;
     if (FVM_HO_GUARD(SOURCE_READS_STABLE, false))
         return FVM_HO_SOURCE_RESUME; /* never; the removed guard is "resume only after reading STABLE" */
     if (read->phase == FVM_HO_TAKEN && !ours)
-        return FVM_HO_GUARD(SOURCE_WAITS_RUN, true) ? FVM_HO_SOURCE_TAKEN : FVM_HO_SOURCE_DESTROY;
+        return FVM_HO_GUARD(SOURCE_WAITS_RUN, false) ? FVM_HO_SOURCE_DESTROY : FVM_HO_SOURCE_TAKEN;
     return FVM_HO_SOURCE_WAIT;
 }
 
 enum fvm_ho_dest_next fvm_ho_dest_decide(const struct fvm_ho_record *read, const struct fvm_ho_ticket *ticket)
 {
     if (FVM_HO_GUARD(DEST_OWN_EPOCH, taken_by(read, ticket)) && same(read->owner, ticket->to)) {
-        if (read->phase == FVM_HO_STABLE)
-            return FVM_HO_DEST_EXECUTE;
-        if (read->phase == FVM_HO_TAKEN)
-            return FVM_HO_GUARD(DEST_WAITS_RUN, true) ? FVM_HO_DEST_ACTIVATE : FVM_HO_DEST_EXECUTE;
+        /* Not TAKEN any more: our RUN happened (and perhaps the next migration was begun already). */
+        return read->phase == FVM_HO_TAKEN && !FVM_HO_GUARD(DEST_WAITS_RUN, false) ? FVM_HO_DEST_ACTIVATE : FVM_HO_DEST_EXECUTE;
     }
     if (read->phase == FVM_HO_MIG && read->epoch == ticket->epoch && same(read->owner, ticket->from) &&
         memcmp(read->mig_id, ticket->mig_id, FVM_HO_ID_BYTES) == 0)

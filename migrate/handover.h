@@ -8,7 +8,8 @@
  *                        |<----ABORT--------+                |        (each but BEGIN and RUN: epoch + 1)
  *                        |<------------------HANDBACK--------+----CLAIM--> B,STABLE
  *
- *   - A resumes only after READING A,STABLE; frees the guest only after READING another owner, STABLE.
+ *   - A resumes only after READING A,STABLE with its own mig_id still in the record; frees the guest only after READING another
+ *     owner, STABLE, or another mig_id (a later migration: the guest ran elsewhere meanwhile, perhaps it is back in another process).
  *   - B takes only with the whole image verified; executes only after READING its own RUN: B,STABLE at the epoch of its TAKE.
  *   - Who got no clear answer to a swap reads the record. He never guesses.
  *   - Storage accepts the record's epoch and refuses older ones, so a late writer cannot write.
