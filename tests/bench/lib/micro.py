@@ -1,0 +1,115 @@
+"""Rows of the micro program, on the host and in both guests."""
+import fnmatch
+import subprocess
+
+from lib.machine import Output, Stalled, note
+
+GROUPS = {
+    "integer": "integer",
+    "float": "floating point, SIMD",
+    "memory": "memory",
+    "kernel": "kernel entry",
+    "process": "processes, paging",
+    "code": "changing code",
+}
+
+
+class Catalogue:
+    """What `micro list` says: benches, their group and rows; and which rows are wanted."""
+
+    def __init__(self, guest, patterns):
+        listing = subprocess.run([guest.micro, "list"], stdout=subprocess.PIPE, text=True, check=True).stdout
+        self.group, self.bench, self.rows, self.units = {}, {}, [], {}
+        for line in listing.splitlines():
+            bench, group, *rows = line.split()
+            for row in rows:
+                names = (row, bench, group)
+                if patterns and not any(fnmatch.fnmatch(n, p) for p in patterns for n in names):
+                    continue
+                self.rows.append(row)
+                self.group[row] = group
+                self.bench[row] = bench
+
+    def benches(self):
+        return list(dict.fromkeys(self.bench[r] for r in self.rows))
+
+
+class Results:
+    """Values by machine and row, one per run; None where a run had no value."""
+
+    def __init__(self, catalogue):
+        self.catalogue = catalogue
+        self.values = {}
+        self.failures = []
+
+    def add(self, machine, line):
+        words = line.split()
+        if len(words) != 3 or words[0] not in self.catalogue.group:
+            return
+        row, text, unit = words
+        if text == "wrong":
+            self.fail(machine, row, "a wrong result")
+            return
+        try:
+            value = float(text)
+        except ValueError:
+            return
+        self.catalogue.units[row] = unit
+        self.values.setdefault(machine, {}).setdefault(row, []).append(value)
+
+    def fail(self, machine, what, why):
+        text = "%s: %s: %s" % (machine, what, why)
+        if text not in self.failures:
+            self.failures.append(text)
+
+
+def on_host(guest, results, scale, patience):
+    for bench in results.catalogue.benches():
+        with Output([guest.micro, bench, str(scale)], env={"MICRO_PROGRAMS": guest.programs}) as out:
+            try:
+                for _, line in out.lines(patience):
+                    results.add("native", line)
+            except Stalled as why:
+                results.fail("native", bench, str(why))
+
+
+def one_boot(machine, guest, results, scale, patience, benches):
+    """Run benches in one guest. Returns what is left to do after the one during which the guest ended or stalled."""
+    append = "console=ttyS0 quiet fvm.net=off fvm.run=bench fvm.scale=%s fvm.benches=%s" % (scale, ",".join(benches))
+    current, why = None, "the machine ended"
+    with Output(machine.command(guest, append)) as out:
+        try:
+            for _, line in out.lines(patience):
+                if line == "bench: end":
+                    return []
+                if line.startswith("bench: status"):
+                    results.fail(machine.name, current, line[7:])
+                elif line.startswith("bench: "):
+                    current = line[7:]
+                    note("%s %s" % (machine.name, current))
+                else:
+                    results.add(machine.name, line)
+        except Stalled as stalled:
+            why = str(stalled)
+        last = [text for text in out.last if text][-1:] or [""]
+    results.fail(machine.name, current or "boot", "%s; its last line: %s" % (why, last[0][:100]))
+    return benches[benches.index(current) + 1:] if current in benches else []
+
+
+def in_guest(machine, guest, results, scale, patience):
+    left = results.catalogue.benches()
+    while left:
+        left = one_boot(machine, guest, results, scale, patience, left)
+
+
+def measure(guest, machines, args):
+    """args.runs interleaved rounds; whoever begins changes from round to round."""
+    results = Results(Catalogue(guest, args.rows))
+    jobs = [("native", lambda: on_host(guest, results, args.scale, args.patience))]
+    for m in machines:
+        jobs.append((m.name, lambda m=m: in_guest(m, guest, results, args.scale, args.patience)))
+    for r in range(args.runs):
+        for name, job in jobs[r % len(jobs):] + jobs[:r % len(jobs)]:
+            note("micro, run %d of %d: %s" % (r + 1, args.runs, name))
+            job()
+    return results
