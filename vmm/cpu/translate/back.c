@@ -47,8 +47,18 @@ static void take_apart(const struct fvm_insn *in, struct parts *p)
     p->imm_at += r->disp.size / 8u;
 }
 
+/*
+ * With a single vCPU a user program's locked instruction competes with nobody: no other processor, and devices' DMA never meets user
+ * memory with atomics of its own. The prefix (15 to 20 cycles) is dropped. The kernel keeps its prefixes, since its barriers towards
+ * devices' rings may be locked instructions; it patches them away by itself where it does not need them. See docs/adr.
+ */
+bool fvm_tr_unlocked(const struct fvm_tr *tr)
+{
+    return tr->user && tr->v->count <= 1;
+}
+
 /* fs: an FS override (exec_one), with base and index FVM_NOREG */
-static void emit_op(struct fvm_emit *em, const struct fvm_insn *in, const struct fvm_hostref *h, bool fs)
+static void emit_op(struct fvm_emit *em, const struct fvm_insn *in, const struct fvm_hostref *h, bool fs, bool unlocked)
 {
     struct parts p;
     take_apart(in, &p);
@@ -78,7 +88,8 @@ static void emit_op(struct fvm_emit *em, const struct fvm_insn *in, const struct
         e8(em, in->bytes[p.modrm_at - 1]);
     } else {
         for (unsigned k = 0; k < p.prefix_count; k++)
-            e8(em, p.prefixes[k]);
+            if (!unlocked || p.prefixes[k] != 0xf0)
+                e8(em, p.prefixes[k]);
         unsigned rex = (p.has_rex ? p.rex & 0x4c : 0) | xb_x << 1 | xb_b;
         if (rex || p.has_rex)
             e8(em, 0x40 | rex);
@@ -90,13 +101,13 @@ static void emit_op(struct fvm_emit *em, const struct fvm_insn *in, const struct
 
 void fvm_tr_op_mem(struct fvm_tr *tr, const struct fvm_insn *in, const struct fvm_hostref *h)
 {
-    emit_op(&tr->em, in, h, false);
+    emit_op(&tr->em, in, h, false, fvm_tr_unlocked(tr));
 }
 
 void fvm_emit_op_fs(struct fvm_emit *em, const struct fvm_insn *in, uint32_t fs_off)
 {
     struct fvm_hostref h = {FVM_NOREG, FVM_NOREG, (int32_t)fs_off};
-    emit_op(em, in, &h, true);
+    emit_op(em, in, &h, true, false);
 }
 
 void fvm_emit_copy(struct fvm_emit *em, const struct fvm_insn *in, unsigned bits)

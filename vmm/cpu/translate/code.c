@@ -148,7 +148,8 @@ void fvm_code_flush(struct fvm_engine *e)
 static void emit_trampolines(struct fvm_engine *e)
 {
     static char *const stubs[FVM_TRAMP_COUNT] = {fvm_stub_direct, fvm_stub_system, fvm_stub_one, fvm_stub_dead,
-                                                 fvm_stub_mem, fvm_stub_indirect, fvm_stub_string, fvm_stub_sys};
+                                                 fvm_stub_mem, fvm_stub_indirect, fvm_stub_string, fvm_stub_sys,
+                                                 fvm_stub_cross_user, fvm_stub_cross_kernel};
     struct fvm_emit em = {.buf = e->code_rw, .max = 4096};
     for (unsigned k = 0; k < FVM_TRAMP_COUNT; k++) {
         while (em.at & 15)

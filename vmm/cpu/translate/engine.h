@@ -78,6 +78,7 @@ struct fvm_exit {
     uint8_t inner;         /* jumps to its own block without restoring victims */
 };
 
+enum { FVM_SITE_STACK = 1 /* addressed through SS: #SS where others have #GP */, FVM_SITE_MASKED = 2 /* vmaskmov */ };
 struct fvm_site {
     uint32_t block;
     uint32_t resume_off;   /* the operation itself, with the clean addend in register `ureg` */
@@ -86,6 +87,7 @@ struct fvm_site {
     uint8_t want;          /* FVM_R | FVM_W */
     uint8_t flags_saved;
     uint16_t size;         /* bytes */
+    uint8_t kind;          /* FVM_SITE_* */
 };
 
 struct fvm_code_page {
@@ -125,7 +127,7 @@ struct fvm_engine {
 };
 
 enum { FVM_TRAMP_DIRECT, FVM_TRAMP_SYSTEM, FVM_TRAMP_ONE, FVM_TRAMP_DEAD, FVM_TRAMP_MEM, FVM_TRAMP_INDIRECT, FVM_TRAMP_STRING,
-       FVM_TRAMP_SYS, FVM_TRAMP_COUNT };
+       FVM_TRAMP_SYS, FVM_TRAMP_CROSS_USER, FVM_TRAMP_CROSS_KERNEL, FVM_TRAMP_COUNT };
 
 struct fvm_jc_entry { uint64_t rip; uint64_t code; };
 
@@ -249,10 +251,12 @@ int fvm_exec_fetch(struct fvm_vcpu *v, struct fvm_insn *ret, struct fvm_fault *f
 
 
 /* ---- string.c / gather ---- */
+bool fvm_insn_is_vmaskmov(const struct fvm_insn *in);
 int fvm_exec_string(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_fault *fault);
 bool fvm_insn_is_string(const struct fvm_insn *in);
 int fvm_exec_gather(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_fault *fault);
 int fvm_exec_read_mm(struct fvm_vcpu *v, unsigned a, unsigned b, uint8_t ret[16], struct fvm_fault *fault);
+int fvm_exec_vmaskmov(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_fault *fault);
 int fvm_exec_maskmov(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_fault *fault);
 
 /* ---- signal.c ---- */
@@ -271,7 +275,7 @@ void fvm_enter(struct fvm_vcpu *v, const void *code);
 extern char fvm_enter_window[], fvm_enter_window_end[], fvm_enter_bail[], fvm_exit_tail[], fvm_resume_window[],
     fvm_resume_window_end[];
 extern char fvm_stub_direct[], fvm_stub_system[], fvm_stub_one[], fvm_stub_dead[], fvm_stub_mem[], fvm_stub_indirect[],
-    fvm_stub_string[], fvm_stub_sys[];
+    fvm_stub_string[], fvm_stub_sys[], fvm_stub_cross_user[], fvm_stub_cross_kernel[], fvm_stub_cross_end[];
 void fvm_signal_entry(int signo, void *info, void *uc);
 void fvm_signal_handle(int signo, void *info, void *uc, struct fvm_vcpu *v);
 

@@ -297,6 +297,8 @@ int fvm_exec_one(struct fvm_vcpu *v, struct fvm_fault *fault)
             r = exec_plain(v, &in, fault);
         else if (mem->mem.type == ZYDIS_MEMOP_TYPE_VSIB)
             r = fvm_exec_gather(v, &in, fault);
+        else if (fvm_insn_is_vmaskmov(&in))
+            r = fvm_exec_vmaskmov(v, &in, fault);
         else if (mem->visibility != ZYDIS_OPERAND_VISIBILITY_EXPLICIT)
             r = fvm_exec_maskmov(v, &in, fault);
         else

@@ -38,8 +38,11 @@ static unsigned read_across(struct fvm_vcpu *v, const struct fvm_site *s, uint64
         if (n > s->size - done)
             n = s->size - done;
         enum fvm_shadow_result r = fvm_shadow_miss(v->shadow, a, want, &entry, &gpa, &f);
-        if (r == FVM_SHADOW_FAULT)
+        if (r == FVM_SHADOW_FAULT) {
+            if (s->kind & FVM_SITE_STACK && f.vector == FVM_EXC_GP)
+                f.vector = FVM_EXC_SS;
             return fvm_fast_leave_fault(v, &f);
+        }
         if (r != FVM_SHADOW_OK)
             return fvm_fast_leave(v, FVM_EXIT_MEM);
         const uint8_t *p = (const uint8_t *)(a + (entry & ~0xffull));
@@ -60,7 +63,7 @@ unsigned fvm_fast_mem(struct fvm_vcpu *v)
     struct fvm_fault f;
     e->stats.mem_slow++;
     if ((ea & FVM_PAGE_MASK) + s->size > FVM_PAGE_SIZE) {
-        if (s->want & FVM_W || s->size > 64)
+        if (s->want & FVM_W || s->size > 64 || s->kind & FVM_SITE_MASKED)
             return fvm_fast_leave(v, FVM_EXIT_MEM);
         return read_across(v, s, ea, want);
     }
@@ -69,6 +72,10 @@ unsigned fvm_fast_mem(struct fvm_vcpu *v)
         v->regs[s->ureg] = entry & ~0xffull;
         return resume(v, s);
     case FVM_SHADOW_FAULT:
+        if (s->kind & FVM_SITE_MASKED) /* only elements that are not masked out may fault */
+            return fvm_fast_leave(v, FVM_EXIT_MEM);
+        if (s->kind & FVM_SITE_STACK && f.vector == FVM_EXC_GP)
+            f.vector = FVM_EXC_SS;
         return fvm_fast_deliver(v, (uint32_t)*fvm_slot(v, FVM_SLOT_ARG), &f);
     case FVM_SHADOW_CODE:
         if (fvm_code_touches(e, gpa, s->size))

@@ -115,6 +115,10 @@ void fvm_tr_memop(struct fvm_tr *tr, const struct fvm_memref *m, unsigned size, 
     unsigned right = want & FVM_W ? (tr->user ? FVM_S_UW : FVM_S_KW) : (tr->user ? FVM_S_UR : FVM_S_KR);
 
     c->site = fvm_tr_site(tr, want, size);
+    if (m->seg == FVM_NOREG && (m->base == FVM_RSP || m->base == FVM_RBP))
+        tr->e->sites[c->site].kind |= FVM_SITE_STACK;
+    if (fvm_insn_is_vmaskmov(&fvm_tr_cur(tr)->in))
+        tr->e->sites[c->site].kind |= FVM_SITE_MASKED;
     if (fvm_tr_memref_form_a(m)) {
         c->base = m->base;
         c->disp = (int32_t)m->disp;
@@ -158,6 +162,22 @@ void fvm_tr_memop(struct fvm_tr *tr, const struct fvm_memref *m, unsigned size, 
     tr->e->sites[c->site].flags_saved = tr->saved;
 }
 
+/* u = address; see CROSS in stubs.S */
+static void cross_load(struct fvm_tr *tr, const struct fvm_cold *c)
+{
+    struct fvm_emit *em = &tr->em;
+    e_fs_store(em, FVM_SLOT_EA, c->u);
+    e_rex(em, true, c->u, 0, 0), e8(em, 0x8d), e8(em, (c->u & 7u) << 3 | 5); /* lea u, [rip+n] */
+    uint32_t lea_at = em->at;
+    e32(em, 0);
+    e_fs_store(em, FVM_SLOT_RET, c->u);
+    e_fs_store_imm(em, FVM_SLOT_ARG, c->site);
+    fvm_tr_jmp_tramp(tr, tr->user ? FVM_TRAMP_CROSS_USER : FVM_TRAMP_CROSS_KERNEL);
+    e_patch(em, lea_at, em->at);
+    e_fs_load(em, c->u, FVM_SLOT_TMP);
+    e_jmp_to(em, tr->e->sites[c->site].resume_off);
+}
+
 void fvm_tr_cold_mem(struct fvm_tr *tr, struct fvm_cold *c)
 {
     struct fvm_emit *em = &tr->em;
@@ -174,7 +194,9 @@ void fvm_tr_cold_mem(struct fvm_tr *tr, struct fvm_cold *c)
                 e_mov(em, c->u, c->t);
             uint32_t back = e_jcc(em, CC_BE);
             e_patch(em, back, c->back);
-            if (form_a) /* u holds the address already */
+            if (tr->e->sites[c->site].want == FVM_R && c->size <= 8)
+                cross_load(tr, c);
+            else if (form_a) /* u holds the address already */
                 to_c = e_jmp(em);
         }
     }

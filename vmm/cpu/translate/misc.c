@@ -60,12 +60,15 @@ static void emit_bt_mem(struct fvm_tr *tr, struct fvm_tr_insn *i)
     if (m.addr32)
         e_mov32(em, tr->t, tr->t);
     struct fvm_memref at = {.base = tr->t, .index = FVM_NOREG, .seg = FVM_NOREG};
+    uint32_t site = tr->e->site_count;
     fvm_tr_memop(tr, &at, size, want, &h);
+    if (m.seg == FVM_NOREG && (m.base == FVM_RSP || m.base == FVM_RBP))
+        tr->e->sites[site].kind |= FVM_SITE_STACK;
     e_mov(em, tr->x, reg);
     e_alu_imm(em, false, 4, tr->x, (int32_t)(size * 8 - 1));
     fvm_tr_flags_before_op(tr, FVM_NOREG);
     tr->e->marks[tr->b->mark_first + tr->cur].flags_saved = tr->saved;
-    if (i->in.z.attributes & ZYDIS_ATTRIB_HAS_LOCK)
+    if ((i->in.z.attributes & ZYDIS_ATTRIB_HAS_LOCK) && !fvm_tr_unlocked(tr))
         e8(em, 0xf0);
     if (size == 2)
         e8(em, 0x66);

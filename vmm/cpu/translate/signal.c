@@ -36,8 +36,11 @@ static void handle_kick(struct fvm_vcpu *v, greg_t *g)
         return;
     }
     uint32_t n = fvm_code_block_at(e, pc);
-    if (n == FVM_NONE)
+    if (n == FVM_NONE) { /* on the way through a trampoline to a stub that comes back by SLOT_RET without looking at `request` */
+        if (in_range(pc, fvm_stub_cross_user, fvm_stub_cross_end) || pc - (uint64_t)(uintptr_t)e->code < e->snippet_off)
+            fvm_fast_unlink(v);
         return;
+    }
     struct fvm_block *b = &e->blocks[n];
     uint64_t off = pc - (uint64_t)(uintptr_t)e->code - b->code_off;
     if (b->ind_off && off >= b->ind_off && off < b->ind_end)

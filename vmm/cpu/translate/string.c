@@ -180,9 +180,10 @@ int fvm_exec_gather(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_fa
     }
     ymm_get(v, d, data), ymm_get(v, m, msk), ymm_get(v, x, idx);
     uint64_t base = mem->mem.base == ZYDIS_REGISTER_NONE ? 0 : v->regs[fvm_decode_gpr(mem->mem.base, &high)];
+    uint64_t seg_base = 0;
     base += (uint64_t)mem->mem.disp.value;
     if (mem->mem.segment == ZYDIS_REGISTER_FS || mem->mem.segment == ZYDIS_REGISTER_GS)
-        base += mem->mem.segment == ZYDIS_REGISTER_FS ? v->seg_base_fs : v->seg_base_gs;
+        seg_base = mem->mem.segment == ZYDIS_REGISTER_FS ? v->seg_base_fs : v->seg_base_gs;
     int r = 0;
     for (unsigned k = 0; k < count && !r; k++) {
         if (msk[k * dsz + dsz - 1] & 0x80) {
@@ -192,7 +193,11 @@ int fvm_exec_gather(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_fa
             else
                 i = (int32_t)((uint32_t)idx[4 * k] | (uint32_t)idx[4 * k + 1] << 8 | (uint32_t)idx[4 * k + 2] << 16 |
                               (uint32_t)idx[4 * k + 3] << 24);
-            r = fvm_vmem_read(v, base + (uint64_t)i * mem->mem.scale, data + k * dsz, dsz, FVM_AS_CPL, fault);
+            uint64_t off = base + (uint64_t)i * mem->mem.scale;
+            r = fvm_vmem_read(v, seg_base + (in->z.address_width == 32 ? (uint32_t)off : off), data + k * dsz, dsz, FVM_AS_CPL,
+                              fault);
+            if (r && fault->vector == FVM_EXC_GP && mem->mem.segment == ZYDIS_REGISTER_SS)
+                fault->vector = FVM_EXC_SS;
         }
         if (!r)
             memset(msk + k * dsz, 0, dsz);
@@ -204,6 +209,38 @@ int fvm_exec_gather(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_fa
     }
     ymm_set(v, d, data), ymm_set(v, m, msk);
     return r;
+}
+
+bool fvm_insn_is_vmaskmov(const struct fvm_insn *in)
+{
+    return in->z.mnemonic == ZYDIS_MNEMONIC_VMASKMOVPS || in->z.mnemonic == ZYDIS_MNEMONIC_VMASKMOVPD ||
+           in->z.mnemonic == ZYDIS_MNEMONIC_VPMASKMOVD || in->z.mnemonic == ZYDIS_MNEMONIC_VPMASKMOVQ;
+}
+
+/* Elements that are masked out are not accessed: they neither fault nor are written. */
+int fvm_exec_vmaskmov(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_fault *fault)
+{
+    bool store = in->ops[0].type == ZYDIS_OPERAND_TYPE_MEMORY;
+    const ZydisDecodedOperand *mem = &in->ops[store ? 0 : 2], *mask = &in->ops[1], *reg = &in->ops[store ? 2 : 0];
+    unsigned n = in->z.mnemonic == ZYDIS_MNEMONIC_VMASKMOVPS || in->z.mnemonic == ZYDIS_MNEMONIC_VPMASKMOVD ? 4 : 8;
+    unsigned bytes = in->z.avx.vector_length == 256 ? 32 : 16, r = vector_number(reg->reg.value);
+    uint8_t data[32] = {0}, msk[32];
+    fvm_gva va;
+    ymm_get(v, vector_number(mask->reg.value), msk);
+    if (store)
+        ymm_get(v, r, data);
+    if (fvm_operand_linear(v, in, mem, 1, store, &va, fault))
+        return FVM_FAULT;
+    for (unsigned k = 0; k < bytes; k += n)
+        if ((msk[k + n - 1] & 0x80) && (store ? fvm_vmem_probe(v, va + k, n, FVM_W, FVM_AS_CPL, fault)
+                                              : fvm_vmem_read(v, va + k, data + k, n, FVM_AS_CPL, fault)))
+            return FVM_FAULT;
+    for (unsigned k = 0; k < bytes && store; k += n)
+        if ((msk[k + n - 1] & 0x80) && fvm_vmem_write(v, va + k, data + k, n, FVM_AS_CPL, fault))
+            return FVM_FAULT;
+    if (!store)
+        ymm_set(v, r, data);
+    return 0;
 }
 
 int fvm_exec_maskmov(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_fault *fault)
@@ -227,23 +264,18 @@ int fvm_exec_maskmov(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_f
         *fault = (struct fvm_fault){.vector = FVM_EXC_UD};
         return FVM_FAULT;
     }
-    uint8_t data[32], mask[32], before[FVM_XSAVE_BYTES];
+    uint8_t data[32], mask[32];
     unsigned bytes = 16;
     if (in->z.mnemonic == ZYDIS_MNEMONIC_MASKMOVQ) {
         bytes = 8;
-        memcpy(before, v->xsave, sizeof before);
         if (fvm_exec_read_mm(v, a->reg.value - ZYDIS_REGISTER_MM0, b->reg.value - ZYDIS_REGISTER_MM0, data, fault))
             return FVM_FAULT;
         memcpy(mask, data + 8, 8);
     } else {
         ymm_get(v, vector_number(a->reg.value), data), ymm_get(v, vector_number(b->reg.value), mask);
     }
-    for (unsigned k = 0; k < bytes; k++)
-        if ((mask[k] & 0x80) && fvm_vmem_probe(v, dst + k, 1, FVM_W, FVM_AS_CPL, fault)) {
-            if (bytes == 8)
-                memcpy(v->xsave, before, sizeof before);
-            return FVM_FAULT;
-        }
+    if (fvm_vmem_probe(v, dst, bytes, FVM_W, FVM_AS_CPL, fault)) /* also for bytes that are masked out, as processors do */
+        return FVM_FAULT;
     for (unsigned k = 0; k < bytes; k++)
         if ((mask[k] & 0x80) && fvm_vmem_write(v, dst + k, data + k, 1, FVM_AS_CPL, fault))
             return FVM_FAULT;

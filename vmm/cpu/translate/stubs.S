@@ -172,6 +172,60 @@ fvm_resume_window_end:
     call fvm_fast_unlink
     jmp 2b
 
+/* A load of at most 8 bytes that lies across two pages (SLOT_EA): both parts are read and joined in the bounce buffer; goes on at
+ * SLOT_RET with SLOT_TMP = bounce buffer - EA. Flags are free, no other register changes. Missing rights: to C (SLOT_ARG = site). */
+.macro CROSS name, right
+    .globl fvm_stub_cross_\name
+fvm_stub_cross_\name:
+    movq %rax, R(0)
+    movq %rcx, R(1)
+    movq %rdx, R(2)
+    movq %fs:FVM_SLOT_EA, %rax
+    movq %rax, %rdx
+    shlq $16, %rdx
+    shrq $28, %rdx
+    movq %gs:(,%rdx,8), %rdx
+    testb $\right, %dl
+    jz 1f
+    movb $0, %dl
+    movl %eax, %ecx
+    orq $0xfff, %rax
+    movq -7(%rax,%rdx), %rdx   /* last 8 bytes of the first page */
+    addq $1, %rax
+    movq %rdx, %fs:FVM_SLOT_TMP2
+    movq %rax, %rdx
+    shlq $16, %rdx
+    shrq $28, %rdx
+    movq %gs:(,%rdx,8), %rdx
+    testb $\right, %dl
+    jz 1f
+    movb $0, %dl
+    movq (%rax,%rdx), %rdx     /* first 8 of the second */
+    movq %fs:FVM_SLOT_TMP2, %rax
+    andl $7, %ecx
+    shll $3, %ecx
+    shrdq %cl, %rdx, %rax
+    movq %rax, %fs:FVM_OFF_BOUNCE
+    movq %fs:FVM_SLOT_SELF, %rax
+    addq $FVM_OFF_BOUNCE, %rax
+    subq %fs:FVM_SLOT_EA, %rax
+    movq %rax, %fs:FVM_SLOT_TMP
+    movq R(0), %rax
+    movq R(1), %rcx
+    movq R(2), %rdx
+    jmp *%fs:FVM_SLOT_RET
+1:  movq R(0), %rax
+    movq R(1), %rcx
+    movq R(2), %rdx
+    jmp fvm_stub_mem
+.endm
+
+    CROSS user, 4   /* FVM_S_UR */
+    CROSS kernel, 1 /* FVM_S_KR */
+    .globl fvm_stub_cross_end
+fvm_stub_cross_end:
+    nop
+
 /* Signal handlers' entry: (signo, info, context). If FS base is a vCPU's (its first word is not its own address, as a
  * thread control block's would be), give C the host's FS and the vCPU as fourth argument. */
     .globl fvm_signal_entry

@@ -105,6 +105,7 @@ void fvm_tr_address_to_t(struct fvm_tr *tr, const struct fvm_memref *m);
 void fvm_tr_cold_mem(struct fvm_tr *tr, struct fvm_cold *c);
 
 /* back.c */
+bool fvm_tr_unlocked(const struct fvm_tr *tr);
 void fvm_tr_op_mem(struct fvm_tr *tr, const struct fvm_insn *in, const struct fvm_hostref *h);
 /** The same with the operand at fs:[off] (exec_one). */
 void fvm_emit_op_fs(struct fvm_emit *em, const struct fvm_insn *in, uint32_t fs_off);
