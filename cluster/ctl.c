@@ -24,11 +24,13 @@ static int find_operator(struct ctl *ctl, struct fvm_err *err)
         if (m->kind != FVM_DIR_OPERATOR || access(path, F_OK))
             continue;
         if (me)
-            return fvm_err_set(err, FVM_EINVAL, 0, "cluster", "keys of several operators are here (%s, %s): say which with --as", me->name, m->name);
+            return fvm_err_set(err, FVM_EINVAL, 0, "cluster",
+                               "keys of several operators are here (%s, %s): say which with --as", me->name, m->name);
         me = m;
     }
     if (!me)
-        return fvm_err_set(err, FVM_EAUTH, 0, "cluster", "%s: no operator's key is on this machine (keys/NAME.secret)", ctl->dir.path);
+        return fvm_err_set(err, FVM_EAUTH, 0, "cluster", "%s: no operator's key is on this machine (keys/NAME.secret)",
+                           ctl->dir.path);
     return fvm_dir_keys(&ctl->dir, me, &ctl->keys, err);
 }
 
@@ -71,14 +73,15 @@ int ctl_connect_any(struct ctl *ctl, struct fvm_rpc_client **ret_client, struct 
             return rc;
     }
     if (!nodes)
-        return fvm_err_set(err, FVM_ENOENT, 0, "cluster", "this cluster has no nodes yet: fvm-cluster node add NAME --address tcp://HOST:PORT");
+        return fvm_err_set(err, FVM_ENOENT, 0, "cluster",
+                           "this cluster has no nodes yet: fvm-cluster node add NAME --address tcp://HOST:PORT");
     if (nodes > 1 && rc == FVM_ETIMEOUT)
         fvm_err_set(err, rc, 0, "cluster", "none of the %u nodes answers: is fvm-node running?", nodes);
     return rc;
 }
 
-int ctl_call(struct ctl *ctl, Fvm__Request *request, int timeout_ms, Fvm__Reply **ret_reply, struct fvm_rpc_client **ret_client,
-             struct fvm_err *err)
+int ctl_call(struct ctl *ctl, Fvm__Request *request, int timeout_ms, Fvm__Reply **ret_reply,
+             struct fvm_rpc_client **ret_client, struct fvm_err *err)
 {
     struct fvm_rpc_client *client = NULL;
     Fvm__Reply *reply = NULL;
@@ -153,7 +156,8 @@ int ctl_complain(const struct ctl *ctl, const struct fvm_err *err)
 {
     const char *text = err->text[0] ? err->text : fvm_err_text(err->code);
     if (ctl->opt.json)
-        ctl_print_json(json_pack("{s:b, s:{s:s, s:s}}", "ok", 0, "error", "code", fvm_err_name(err->code), "text", text));
+        ctl_print_json(
+            json_pack("{s:b, s:{s:s, s:s}}", "ok", 0, "error", "code", fvm_err_name(err->code), "text", text));
     fprintf(stderr, "fvm-cluster: %s\n", text);
     return fvm_err_exit_status(err->code);
 }

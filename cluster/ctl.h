@@ -10,8 +10,8 @@
  *   ctl_console.c  vm console
  *   ctl_migrate.c  vm migrate: progress and timeline
  *
- * One thread, blocking. Results go to stdout (text, or one JSON value, or NDJSON for progress), complaints to stderr; the exit
- * status is err.def's.
+ * One thread, blocking. Results go to stdout (text, or one JSON value, or NDJSON for progress), complaints to stderr;
+ * the exit status is err.def's.
  */
 #ifndef FVM_CLUSTER_CTL_H
 #define FVM_CLUSTER_CTL_H
@@ -56,8 +56,8 @@ int ctl_connect(struct ctl *ctl, const char *node, struct fvm_rpc_client **ret_c
 /** --node if given, else the first node that answers. */
 int ctl_connect_any(struct ctl *ctl, struct fvm_rpc_client **ret_client, struct fvm_err *err);
 /** Asks any node, follows a redirect to the owner. *ret_client (may be NULL): the connection that answered. */
-int ctl_call(struct ctl *ctl, Fvm__Request *request, int timeout_ms, Fvm__Reply **ret_reply, struct fvm_rpc_client **ret_client,
-             struct fvm_err *err);
+int ctl_call(struct ctl *ctl, Fvm__Request *request, int timeout_ms, Fvm__Reply **ret_reply,
+             struct fvm_rpc_client **ret_client, struct fvm_err *err);
 /** Connects to the node that owns a VM. */
 int ctl_connect_owner(struct ctl *ctl, const char *vm, struct fvm_rpc_client **ret_client, struct fvm_err *err);
 /** "VM web created": as a line, or {"ok":true,"text":...}. */
@@ -67,9 +67,9 @@ void ctl_print_json(json_t *value); /* reference stolen */
 int ctl_complain(const struct ctl *ctl, const struct fvm_err *err);
 
 /* ctl_text.c */
-const char *ctl_bytes(uint64_t bytes, char buf[24]);        /* "312 MiB" */
-const char *ctl_time(uint64_t wall_ns, char buf[32]);       /* "2026-01-31 12:00:07" */
-const char *ctl_ms(uint64_t ns, char buf[24]);              /* "35.2 ms", "12.1 s" */
+const char *ctl_bytes(uint64_t bytes, char buf[24]);  /* "312 MiB" */
+const char *ctl_time(uint64_t wall_ns, char buf[32]); /* "2026-01-31 12:00:07" */
+const char *ctl_ms(uint64_t ns, char buf[24]);        /* "35.2 ms", "12.1 s" */
 json_t *ctl_node_json(const Fvm__NodeInfo *node);
 json_t *ctl_vm_json(const Fvm__VmInfo *vm);
 json_t *ctl_config_json(const Fvm__VmConfig *config);

@@ -1,6 +1,6 @@
 /*
- * ctl_args.c - the command line of fvm-cluster: one option table for all commands; an option that does not belong to the
- * command is refused, so that a mistyped command never does half of what was meant.
+ * ctl_args.c - the command line of fvm-cluster: one option table for all commands; an option that does not belong to
+ * the command is refused, so that a mistyped command never does half of what was meant.
  *
  * Invariant: what ctl_args_parse returns has a known command with the right number of words.
  */
@@ -13,8 +13,26 @@
 #include "vmm/vm_config.h"
 
 enum {
-    O_AS = 256, O_JSON, O_NODE, O_ADDRESS, O_TIMEOUT, O_MAX_DOWNTIME, O_DEADLINE, O_ON_MISS, O_DRY_RUN, O_NO_HISTORY,
-    O_KERNEL, O_INITRD, O_APPEND, O_MEMORY, O_CPUS, O_CPU, O_DISK, O_NET, O_NO_RNG, O_ON_RESET,
+    O_AS = 256,
+    O_JSON,
+    O_NODE,
+    O_ADDRESS,
+    O_TIMEOUT,
+    O_MAX_DOWNTIME,
+    O_DEADLINE,
+    O_ON_MISS,
+    O_DRY_RUN,
+    O_NO_HISTORY,
+    O_KERNEL,
+    O_INITRD,
+    O_APPEND,
+    O_MEMORY,
+    O_CPUS,
+    O_CPU,
+    O_DISK,
+    O_NET,
+    O_NO_RNG,
+    O_ON_RESET,
 };
 
 static const struct argp_option table[] = {
@@ -32,8 +50,10 @@ static const struct argp_option table[] = {
     {"memory", O_MEMORY, "SIZE", 0, "guest memory, as 512M or 2G (default 1G)", 0},
     {"cpus", O_CPUS, "N", 0, "processors (default 1)", 0},
     {"cpu", O_CPU, "MODEL", 0, "fvm64-v1 .. fvm64-v4", 0},
-    {"disk", O_DISK, "FILE[,readonly][,serial=S]", 0, "raw image or block device, seen by all nodes; may be repeated", 0},
-    {"net", O_NET, "switch[,mac=M]|user[,hostfwd=...]|none", 0, "switch: the cluster's network; user: this host's. May be repeated", 0},
+    {"disk", O_DISK, "FILE[,readonly][,serial=S]", 0, "raw image or block device, seen by all nodes; may be repeated",
+     0},
+    {"net", O_NET, "switch[,mac=M]|user[,hostfwd=...]|none", 0,
+     "switch: the cluster's network; user: this host's. May be repeated", 0},
     {"no-rng", O_NO_RNG, 0, 0, "no virtio random number generator", 0},
     {"on-reset", O_ON_RESET, "reset|stop", 0, "what a reset by the guest does", 0},
     {0, 0, 0, 0, "vm stop:", 4},
@@ -43,7 +63,8 @@ static const struct argp_option table[] = {
     {0, 0, 0, 0, "vm migrate:", 6},
     {"max-downtime", O_MAX_DOWNTIME, "MS", 0, "longest blackout aimed at (default 300)", 0},
     {"deadline", O_DEADLINE, "SECONDS", 0, "give up after this (default 600)", 0},
-    {"on-miss", O_ON_MISS, "cancel|pause", 0, "at the deadline: stay, or move with whatever blackout it takes (default cancel)", 0},
+    {"on-miss", O_ON_MISS, "cancel|pause", 0,
+     "at the deadline: stay, or move with whatever blackout it takes (default cancel)", 0},
     {"dry-run", O_DRY_RUN, 0, 0, "do everything but stop the guest", 0},
     {0},
 };
@@ -68,7 +89,8 @@ static const char doc[] =
     "Examples:\n"
     "  fvm-cluster init\n"
     "  fvm-cluster node add a --address tcp://127.0.0.1:7710\n"
-    "  fvm-cluster vm create web --node a --kernel vmlinuz --initrd initrd.img --append console=ttyS0 --disk web.img --net switch\n"
+    "  fvm-cluster vm create web --node a --kernel vmlinuz --initrd initrd.img --append console=ttyS0 --disk web.img "
+    "--net switch\n"
     "  fvm-cluster vm start web\n"
     "  fvm-cluster vm migrate web b --max-downtime 50\n"
     "  fvm-cluster vm list --json\n"
@@ -77,8 +99,11 @@ static const char doc[] =
     "73 exists already, 74 input/output, 75 busy or no answer, 76 protocol, 77 refused.\n";
 
 /* Which commands an option belongs to; options of group 1 to all. */
-static const struct { int first, last; const char *noun, *verb; } belongs[] = {
-    {O_ADDRESS, O_ADDRESS, "node", "add"},     {O_TIMEOUT, O_TIMEOUT, "vm", "stop"},
+static const struct {
+    int first, last;
+    const char *noun, *verb;
+} belongs[] = {
+    {O_ADDRESS, O_ADDRESS, "node", "add"},        {O_TIMEOUT, O_TIMEOUT, "vm", "stop"},
     {O_MAX_DOWNTIME, O_DRY_RUN, "vm", "migrate"}, {O_NO_HISTORY, O_NO_HISTORY, "vm", "console"},
     {O_KERNEL, O_ON_RESET, "vm", "create"},
 };
@@ -148,17 +173,38 @@ static void machine_option(struct parse *p, int key, const char *arg)
     struct fvm_err err = {0};
     int rc = 0;
     switch (key) {
-    case O_KERNEL: set_path(p, &c->kernel, arg); break;
-    case O_INITRD: set_path(p, &c->initrd, arg); break;
-    case O_APPEND: rc = fvm_config_set(&c->append, arg); break;
-    case O_MEMORY: must(p, fvm_config_parse_bytes(arg, &c->memory_bytes, &err), &err); break;
-    case O_CPUS: c->cpus = number(p, "--cpus", arg, FVM_CONFIG_CPUS_MAX); break;
-    case O_CPU: rc = fvm_config_set(&c->cpu_model, arg); break;
-    case O_DISK: add_disk(p, arg); break;
-    case O_NET: add_net(p, arg); break;
-    case O_NO_RNG: c->rng = false; break;
-    case O_ON_RESET: rc = fvm_config_set(&c->on_reset, arg); break;
-    default: break;
+    case O_KERNEL:
+        set_path(p, &c->kernel, arg);
+        break;
+    case O_INITRD:
+        set_path(p, &c->initrd, arg);
+        break;
+    case O_APPEND:
+        rc = fvm_config_set(&c->append, arg);
+        break;
+    case O_MEMORY:
+        must(p, fvm_config_parse_bytes(arg, &c->memory_bytes, &err), &err);
+        break;
+    case O_CPUS:
+        c->cpus = number(p, "--cpus", arg, FVM_CONFIG_CPUS_MAX);
+        break;
+    case O_CPU:
+        rc = fvm_config_set(&c->cpu_model, arg);
+        break;
+    case O_DISK:
+        add_disk(p, arg);
+        break;
+    case O_NET:
+        add_net(p, arg);
+        break;
+    case O_NO_RNG:
+        c->rng = false;
+        break;
+    case O_ON_RESET:
+        rc = fvm_config_set(&c->on_reset, arg);
+        break;
+    default:
+        break;
     }
     if (rc)
         argp_error(p->state, "out of memory");
@@ -174,24 +220,48 @@ static error_t on_option(int key, char *arg, struct argp_state *state)
     if (key >= O_AS && key < O_AS + 64)
         p->used[key - O_AS] = true;
     switch (key) {
-    case 'd': o->dir = arg; break;
-    case O_AS: o->as = arg; break;
-    case O_JSON: o->json = true; break;
-    case O_NODE: o->node = arg; break;
-    case O_ADDRESS: o->address = arg; break;
-    case O_TIMEOUT: o->timeout_s = number(p, "--timeout", arg, 3600); break;
-    case O_MAX_DOWNTIME: o->max_downtime_ms = number(p, "--max-downtime", arg, 3600000); break;
-    case O_DEADLINE: o->deadline_s = number(p, "--deadline", arg, 86400); break;
-    case O_ON_MISS: o->on_miss = arg; break;
-    case O_DRY_RUN: o->dry_run = true; break;
-    case O_NO_HISTORY: o->history = false; break;
+    case 'd':
+        o->dir = arg;
+        break;
+    case O_AS:
+        o->as = arg;
+        break;
+    case O_JSON:
+        o->json = true;
+        break;
+    case O_NODE:
+        o->node = arg;
+        break;
+    case O_ADDRESS:
+        o->address = arg;
+        break;
+    case O_TIMEOUT:
+        o->timeout_s = number(p, "--timeout", arg, 3600);
+        break;
+    case O_MAX_DOWNTIME:
+        o->max_downtime_ms = number(p, "--max-downtime", arg, 3600000);
+        break;
+    case O_DEADLINE:
+        o->deadline_s = number(p, "--deadline", arg, 86400);
+        break;
+    case O_ON_MISS:
+        o->on_miss = arg;
+        break;
+    case O_DRY_RUN:
+        o->dry_run = true;
+        break;
+    case O_NO_HISTORY:
+        o->history = false;
+        break;
     case ARGP_KEY_ARG:
         if (o->word_count >= CTL_WORDS_MAX)
             argp_error(state, "\"%s\" is one word too many", arg);
         else
             o->words[o->word_count++] = arg;
         break;
-    case ARGP_KEY_END: check_words(p); break;
+    case ARGP_KEY_END:
+        check_words(p);
+        break;
     default:
         if (key < O_KERNEL || key > O_ON_RESET)
             return ARGP_ERR_UNKNOWN;
@@ -200,7 +270,11 @@ static error_t on_option(int key, char *arg, struct argp_state *state)
     return 0;
 }
 
-static const struct { const char *noun, *verb; unsigned words; const char *form; } commands[] = {
+static const struct {
+    const char *noun, *verb;
+    unsigned words;
+    const char *form;
+} commands[] = {
     {"init", NULL, 1, "init"},
     {"node", "add", 3, "node add NAME --address tcp://HOST:PORT"},
     {"node", "remove", 3, "node remove NAME"},
@@ -250,7 +324,8 @@ static void check_words(struct parse *p)
         check_options(p);
         return;
     }
-    argp_error(p->state, "there is no command \"%s%s%s\"", o->words[0], o->word_count > 1 ? " " : "", o->word_count > 1 ? o->words[1] : "");
+    argp_error(p->state, "there is no command \"%s%s%s\"", o->words[0], o->word_count > 1 ? " " : "",
+               o->word_count > 1 ? o->words[1] : "");
 }
 
 void ctl_args_parse(int argc, char **argv, struct ctl_options *ret)

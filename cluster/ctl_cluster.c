@@ -13,8 +13,9 @@ int ctl_cluster_init(struct ctl *ctl, struct fvm_err *err)
     int rc = fvm_dir_init(ctl->dir_path, ctl->opt.as ? ctl->opt.as : "admin", err);
     if (rc)
         return rc;
-    snprintf(text, sizeof(text), "cluster made in %s, operator \"%s\"; next: fvm-cluster node add NAME --address tcp://HOST:PORT", ctl->dir_path,
-             ctl->opt.as ? ctl->opt.as : "admin");
+    snprintf(text, sizeof(text),
+             "cluster made in %s, operator \"%s\"; next: fvm-cluster node add NAME --address tcp://HOST:PORT",
+             ctl->dir_path, ctl->opt.as ? ctl->opt.as : "admin");
     ctl_say(ctl, text);
     return 0;
 }
@@ -27,7 +28,9 @@ static int add(struct ctl *ctl, enum fvm_dir_kind kind, struct fvm_err *err)
     if (rc)
         return rc;
     if (kind == FVM_DIR_NODE)
-        snprintf(text, sizeof(text), "node %s added at %s; start it with: fvm-node --dir %s --name %s (on another machine: copy cluster.json and keys/%s.secret there)",
+        snprintf(text, sizeof(text),
+                 "node %s added at %s; start it with: fvm-node --dir %s --name %s (on another machine: copy "
+                 "cluster.json and keys/%s.secret there)",
                  name, ctl->opt.address, ctl->dir_path, name, name);
     else
         snprintf(text, sizeof(text), "operator %s added; its key is %s/keys/%s.secret", name, ctl->dir_path, name);
@@ -44,7 +47,8 @@ static int take_away(struct ctl *ctl, enum fvm_dir_kind kind, struct fvm_err *er
     int rc = fvm_dir_remove(ctl->dir_path, kind, word(ctl, 2), err);
     if (rc)
         return rc;
-    snprintf(text, sizeof(text), "%s %s removed; nodes refuse its key from now on", kind == FVM_DIR_NODE ? "node" : "operator", word(ctl, 2));
+    snprintf(text, sizeof(text), "%s %s removed; nodes refuse its key from now on",
+             kind == FVM_DIR_NODE ? "node" : "operator", word(ctl, 2));
     ctl_say(ctl, text);
     return 0;
 }
@@ -61,7 +65,9 @@ static void print_nodes(const Fvm__Reply *reply)
         bool ever = n->seen_wall_ns != 0;
         printf("%-16s %-6s %-28s %5u %10s %10s  %s\n", n->name, n->up ? "up" : "down", n->address, n->vms_running,
                ever ? ctl_bytes(n->memory_bytes, total) : "-", ever ? ctl_bytes(n->memory_free_bytes, left) : "-",
-               n->up ? "now" : ever ? ctl_time(n->seen_wall_ns, seen) : "never");
+               n->up  ? "now"
+               : ever ? ctl_time(n->seen_wall_ns, seen)
+                      : "never");
     }
 }
 

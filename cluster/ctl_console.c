@@ -1,6 +1,6 @@
 /*
- * ctl_console.c - vm console: this terminal becomes the VM's serial console, on whatever node the VM is. Ctrl-A x leaves,
- * Ctrl-A Ctrl-A sends one Ctrl-A.
+ * ctl_console.c - vm console: this terminal becomes the VM's serial console, on whatever node the VM is. Ctrl-A x
+ * leaves, Ctrl-A Ctrl-A sends one Ctrl-A.
  *
  * Invariant: every way out restores the terminal.
  */
@@ -126,7 +126,8 @@ static int answered(struct console *c, const Fvm__Reply *reply, struct fvm_err *
     if (reply->console.len)
         show(reply->console.data, reply->console.len);
     else if (!reply->last && c->raw) {
-        snprintf(note, sizeof(note), "[connected to %s on node %s; Ctrl-A x leaves]\r\n", c->ctl->opt.words[2], reply->text);
+        snprintf(note, sizeof(note), "[connected to %s on node %s; Ctrl-A x leaves]\r\n", c->ctl->opt.words[2],
+                 reply->text);
         show(note, strlen(note));
     }
     if (!reply->last)
@@ -153,7 +154,8 @@ static int converse(struct console *c, int signals, struct fvm_err *err)
         Fvm__Reply *reply = NULL;
         rc = fvm_rpc_next(c->client, c->id, 20, c->eof ? signals : STDIN_FILENO, &reply, err);
         if (rc == FVM_EBUSY || rc == FVM_ETIMEOUT) {
-            struct pollfd p[2] = {{.fd = signals, .events = POLLIN}, {.fd = c->eof ? -1 : STDIN_FILENO, .events = POLLIN}};
+            struct pollfd p[2] = {{.fd = signals, .events = POLLIN},
+                                  {.fd = c->eof ? -1 : STDIN_FILENO, .events = POLLIN}};
             rc = 0;
             if (poll(p, 2, 0) > 0) {
                 c->leave = p[0].revents != 0;
@@ -193,7 +195,8 @@ int ctl_vm_console(struct ctl *ctl, struct fvm_err *err)
     sigprocmask(SIG_BLOCK, &set, NULL);
     int signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
     if (signals < 0)
-        return fvm_err_set(err, fvm_err_from_errno(errno), errno, "cluster", "cannot watch signals: %s", strerror(errno));
+        return fvm_err_set(err, fvm_err_from_errno(errno), errno, "cluster", "cannot watch signals: %s",
+                           strerror(errno));
     int rc = attach(&c, ctl->opt.history, err);
     raw_on(&c);
     if (!rc)

@@ -1,8 +1,8 @@
 /*
  * ctl_list.c - vm list, vm show. One node tells what is in the store; the owner of each VM is then asked how it is now.
  *
- * Invariant: a state is only shown as present when the VM's own node said so in this very run. Otherwise it is "unknown" and
- * since when.
+ * Invariant: a state is only shown as present when the VM's own node said so in this very run. Otherwise it is
+ * "unknown" and since when.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -21,7 +21,8 @@ struct survey {
     unsigned owner_count;
 };
 
-static Fvm__Reply *ask(struct fvm_rpc_client *client, Fvm__Request__WhatCase what, const char *name, struct fvm_err *err)
+static Fvm__Reply *ask(struct fvm_rpc_client *client, Fvm__Request__WhatCase what, const char *name,
+                       struct fvm_err *err)
 {
     Fvm__Request request = FVM__REQUEST__INIT;
     Fvm__Empty nothing = FVM__EMPTY__INIT;
@@ -118,9 +119,11 @@ static struct view look(struct survey *s, const Fvm__VmInfo *vm)
     const Fvm__VmStatus *st = v.vm->status;
     v.since_ns = v.unknown ? last_seen(s, vm->record->owner) : st ? st->wall_ns : 0;
     if (v.unknown)
-        snprintf(v.text, sizeof(v.text), "unknown since %s: node %s does not answer", ctl_time(v.since_ns, when), vm->record->owner);
+        snprintf(v.text, sizeof(v.text), "unknown since %s: node %s does not answer", ctl_time(v.since_ns, when),
+                 vm->record->owner);
     else
-        snprintf(v.text, sizeof(v.text), "%s%s%s", st ? st->state : "unknown", st && st->reason[0] ? ": " : "", st ? st->reason : "");
+        snprintf(v.text, sizeof(v.text), "%s%s%s", st ? st->state : "unknown", st && st->reason[0] ? ": " : "",
+                 st ? st->reason : "");
     return v;
 }
 
@@ -162,8 +165,8 @@ int ctl_vm_list(struct ctl *ctl, struct fvm_err *err)
 static void print_config(const Fvm__VmConfig *c)
 {
     char size[24];
-    printf("machine    %s memory, %u processor%s%s%s\n", ctl_bytes(c->memory_bytes, size), c->cpus, c->cpus == 1 ? "" : "s",
-           c->cpu_model[0] ? ", " : "", c->cpu_model);
+    printf("machine    %s memory, %u processor%s%s%s\n", ctl_bytes(c->memory_bytes, size), c->cpus,
+           c->cpus == 1 ? "" : "s", c->cpu_model[0] ? ", " : "", c->cpu_model);
     printf("kernel     %s\n", c->kernel);
     if (c->initrd[0])
         printf("initrd     %s\n", c->initrd);

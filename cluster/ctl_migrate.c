@@ -1,7 +1,8 @@
 /*
  * ctl_migrate.c - vm migrate: a bar on a terminal, NDJSON with --json, otherwise a line per change; then the timeline.
  *
- * Leaving this program never stops a migration; Ctrl-C asks for its cancellation and waits for the answer, a second one leaves.
+ * Leaving this program never stops a migration; Ctrl-C asks for its cancellation and waits for the answer, a second one
+ * leaves.
  */
 #include <errno.h>
 #include <signal.h>
@@ -34,16 +35,18 @@ static void print_bar(const Fvm__MigrateProgress *p)
     bar[BAR] = 0;
     printf("\r\033[K%-8s round %-2u [%s] %8s left, %8s/s, downtime %s, runs on %s%s%s", p->phase, p->round, bar,
            ctl_bytes(p->remaining_bytes, left), ctl_bytes(p->rate_bytes, rate),
-           p->predicted_downtime_ns ? ctl_ms(p->predicted_downtime_ns, down) : "?", p->owner[0] ? p->owner : "?", p->text[0] ? ": " : "", p->text);
+           p->predicted_downtime_ns ? ctl_ms(p->predicted_downtime_ns, down) : "?", p->owner[0] ? p->owner : "?",
+           p->text[0] ? ": " : "", p->text);
     fflush(stdout);
 }
 
 static void print_line(const Fvm__MigrateProgress *p)
 {
     char left[24], rate[24], down[24], at[24];
-    printf("%9s %s round %u: %s left, %s/s, predicted downtime %s, owner %s%s%s\n", ctl_ms(p->elapsed_ns, at), p->phase, p->round,
-           ctl_bytes(p->remaining_bytes, left), ctl_bytes(p->rate_bytes, rate),
-           p->predicted_downtime_ns ? ctl_ms(p->predicted_downtime_ns, down) : "?", p->owner[0] ? p->owner : "?", p->text[0] ? ": " : "", p->text);
+    printf("%9s %s round %u: %s left, %s/s, predicted downtime %s, owner %s%s%s\n", ctl_ms(p->elapsed_ns, at), p->phase,
+           p->round, ctl_bytes(p->remaining_bytes, left), ctl_bytes(p->rate_bytes, rate),
+           p->predicted_downtime_ns ? ctl_ms(p->predicted_downtime_ns, down) : "?", p->owner[0] ? p->owner : "?",
+           p->text[0] ? ": " : "", p->text);
     fflush(stdout);
 }
 
@@ -78,8 +81,8 @@ static void print_timeline(const struct watch *w, const Fvm__Reply *reply)
     }
     printf("%s\n\n", reply->text);
     printf("  prepare    %10s\n", ctl_ms(p->prepare_ns, a));
-    printf("  pre-copy   %10s   %u round%s, %s sent of %s memory\n", ctl_ms(p->precopy_ns, a), p->rounds, p->rounds == 1 ? "" : "s",
-           ctl_bytes(p->sent_bytes, b), ctl_bytes(p->memory_bytes, (char[24]){0}));
+    printf("  pre-copy   %10s   %u round%s, %s sent of %s memory\n", ctl_ms(p->precopy_ns, a), p->rounds,
+           p->rounds == 1 ? "" : "s", ctl_bytes(p->sent_bytes, b), ctl_bytes(p->memory_bytes, (char[24]){0}));
     printf("  final      %10s   guest paused, last pages, processor and devices\n", ctl_ms(p->final_ns, a));
     printf("  hand-over  %10s   take, run\n", ctl_ms(p->handover_ns, a));
     printf("  blackout   %10s\n", ctl_ms(p->blackout_ns, a));
@@ -142,7 +145,9 @@ static int watch_signals(struct watch *w, struct fvm_err *err)
     sigaddset(&set, SIGTERM);
     sigprocmask(SIG_BLOCK, &set, NULL);
     w->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-    return w->signals >= 0 ? 0 : fvm_err_set(err, fvm_err_from_errno(errno), errno, "cluster", "cannot watch signals: %s", strerror(errno));
+    return w->signals >= 0 ? 0
+                           : fvm_err_set(err, fvm_err_from_errno(errno), errno, "cluster", "cannot watch signals: %s",
+                                         strerror(errno));
 }
 
 int ctl_vm_migrate(struct ctl *ctl, struct fvm_err *err)

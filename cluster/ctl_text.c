@@ -1,6 +1,6 @@
 /*
- * ctl_text.c - what nodes say, for people and for programs. JSON has every field, in base units (bytes, ns) and with the
- * unit in its name; text has what fits a line.
+ * ctl_text.c - what nodes say, for people and for programs. JSON has every field, in base units (bytes, ns) and with
+ * the unit in its name; text has what fits a line.
  */
 #include <inttypes.h>
 #include <string.h>
@@ -41,18 +41,19 @@ const char *ctl_ms(uint64_t ns, char buf[24])
 
 json_t *ctl_node_json(const Fvm__NodeInfo *n)
 {
-    return json_pack("{s:s, s:s, s:s, s:b, s:s, s:I, s:I, s:I, s:I, s:I, s:I}", "name", n->name, "address", n->address, "public_key",
-                     n->public_key, "up", (int)n->up, "version", n->version, "cpus", (json_int_t)n->cpus, "memory_bytes",
-                     (json_int_t)n->memory_bytes, "memory_free_bytes", (json_int_t)n->memory_free_bytes, "vms_running",
-                     (json_int_t)n->vms_running, "started_wall_ns", (json_int_t)n->started_wall_ns, "seen_wall_ns",
-                     (json_int_t)n->seen_wall_ns);
+    return json_pack("{s:s, s:s, s:s, s:b, s:s, s:I, s:I, s:I, s:I, s:I, s:I}", "name", n->name, "address", n->address,
+                     "public_key", n->public_key, "up", (int)n->up, "version", n->version, "cpus", (json_int_t)n->cpus,
+                     "memory_bytes", (json_int_t)n->memory_bytes, "memory_free_bytes", (json_int_t)n->memory_free_bytes,
+                     "vms_running", (json_int_t)n->vms_running, "started_wall_ns", (json_int_t)n->started_wall_ns,
+                     "seen_wall_ns", (json_int_t)n->seen_wall_ns);
 }
 
 static json_t *disks_json(const Fvm__VmConfig *c)
 {
     json_t *list = json_array();
     for (size_t i = 0; i < c->n_disks; i++)
-        json_array_append_new(list, json_pack("{s:s, s:b}", "path", c->disks[i]->path, "readonly", (int)c->disks[i]->readonly));
+        json_array_append_new(
+            list, json_pack("{s:s, s:b}", "path", c->disks[i]->path, "readonly", (int)c->disks[i]->readonly));
     return list;
 }
 
@@ -63,22 +64,22 @@ json_t *ctl_config_json(const Fvm__VmConfig *c)
         const char *kind = c->nets[i]->kind;
         json_array_append_new(nets, json_string(strcmp(kind, "switch:@") ? kind : "switch"));
     }
-    return json_pack("{s:s, s:s, s:s, s:I, s:I, s:s, s:o, s:o}", "kernel", c->kernel, "initrd", c->initrd, "append", c->append,
-                     "memory_bytes", (json_int_t)c->memory_bytes, "cpus", (json_int_t)c->cpus, "cpu_model", c->cpu_model, "disks",
-                     disks_json(c), "nets", nets);
+    return json_pack("{s:s, s:s, s:s, s:I, s:I, s:s, s:o, s:o}", "kernel", c->kernel, "initrd", c->initrd, "append",
+                     c->append, "memory_bytes", (json_int_t)c->memory_bytes, "cpus", (json_int_t)c->cpus, "cpu_model",
+                     c->cpu_model, "disks", disks_json(c), "nets", nets);
 }
 
 json_t *ctl_vm_json(const Fvm__VmInfo *vm)
 {
     const Fvm__VmRecord *r = vm->record;
     const Fvm__VmStatus *s = vm->status;
-    json_t *record = r ? json_pack("{s:s, s:I, s:s, s:s, s:s}", "owner", r->owner, "epoch", (json_int_t)r->epoch, "phase", r->phase, "from",
-                                   r->from, "to", r->to)
+    json_t *record = r ? json_pack("{s:s, s:I, s:s, s:s, s:s}", "owner", r->owner, "epoch", (json_int_t)r->epoch,
+                                   "phase", r->phase, "from", r->from, "to", r->to)
                        : json_null();
-    json_t *out = json_pack("{s:s, s:s, s:s, s:s, s:b, s:I, s:I, s:i, s:o}", "name", vm->name, "node", r ? r->owner : "", "state",
-                            s ? s->state : "unknown", "reason", s ? s->reason : "", "live", (int)vm->live, "since_wall_ns",
-                            (json_int_t)(s ? s->wall_ns : 0), "exit_status", (json_int_t)(s ? s->exit_status : 0), "pid", (int)vm->pid,
-                            "record", record);
+    json_t *out = json_pack("{s:s, s:s, s:s, s:s, s:b, s:I, s:I, s:i, s:o}", "name", vm->name, "node",
+                            r ? r->owner : "", "state", s ? s->state : "unknown", "reason", s ? s->reason : "", "live",
+                            (int)vm->live, "since_wall_ns", (json_int_t)(s ? s->wall_ns : 0), "exit_status",
+                            (json_int_t)(s ? s->exit_status : 0), "pid", (int)vm->pid, "record", record);
     if (vm->config)
         json_object_set_new(out, "config", ctl_config_json(vm->config));
     return out;
@@ -86,16 +87,19 @@ json_t *ctl_vm_json(const Fvm__VmInfo *vm)
 
 json_t *ctl_progress_json(const Fvm__MigrateProgress *p)
 {
-    json_t *out = json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:s, s:I, s:I}", "phase", p->phase, "round", (json_int_t)p->round,
-                            "remaining_bytes", (json_int_t)p->remaining_bytes, "sent_bytes", (json_int_t)p->sent_bytes, "rate_bytes",
-                            (json_int_t)p->rate_bytes, "dirty_rate_bytes", (json_int_t)p->dirty_rate_bytes, "predicted_downtime_ns",
-                            (json_int_t)p->predicted_downtime_ns, "elapsed_ns", (json_int_t)p->elapsed_ns, "owner", p->owner, "text", p->text,
-                            "memory_bytes", (json_int_t)p->memory_bytes, "pages_resent", (json_int_t)p->pages_resent);
+    json_t *out =
+        json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:s, s:I, s:I}", "phase", p->phase, "round",
+                  (json_int_t)p->round, "remaining_bytes", (json_int_t)p->remaining_bytes, "sent_bytes",
+                  (json_int_t)p->sent_bytes, "rate_bytes", (json_int_t)p->rate_bytes, "dirty_rate_bytes",
+                  (json_int_t)p->dirty_rate_bytes, "predicted_downtime_ns", (json_int_t)p->predicted_downtime_ns,
+                  "elapsed_ns", (json_int_t)p->elapsed_ns, "owner", p->owner, "text", p->text, "memory_bytes",
+                  (json_int_t)p->memory_bytes, "pages_resent", (json_int_t)p->pages_resent);
     if (!p->finished)
         return out;
-    json_t *timeline = json_pack("{s:b, s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "finished", 1, "verified", (int)p->verified, "rounds",
-                                 (json_int_t)p->rounds, "blackout_ns", (json_int_t)p->blackout_ns, "total_ns", (json_int_t)p->total_ns,
-                                 "prepare_ns", (json_int_t)p->prepare_ns, "precopy_ns", (json_int_t)p->precopy_ns, "final_ns",
+    json_t *timeline = json_pack("{s:b, s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "finished", 1, "verified",
+                                 (int)p->verified, "rounds", (json_int_t)p->rounds, "blackout_ns",
+                                 (json_int_t)p->blackout_ns, "total_ns", (json_int_t)p->total_ns, "prepare_ns",
+                                 (json_int_t)p->prepare_ns, "precopy_ns", (json_int_t)p->precopy_ns, "final_ns",
                                  (json_int_t)p->final_ns, "handover_ns", (json_int_t)p->handover_ns);
     json_object_update(out, timeline);
     json_decref(timeline);

@@ -35,7 +35,8 @@ int ctl_vm_create(struct ctl *ctl, struct fvm_err *err)
     if (!rc && fvm_config_set(&ctl->opt.config->name, ctl->opt.words[2]))
         rc = fvm_err_set(err, FVM_ENOMEM, 0, "cluster", "out of memory");
     if (!rc && !ctl->opt.config->kernel[0])
-        rc = fvm_err_set(err, FVM_EINVAL, 0, "cluster", "what should VM %s boot? --kernel FILE is needed", ctl->opt.words[2]);
+        rc = fvm_err_set(err, FVM_EINVAL, 0, "cluster", "what should VM %s boot? --kernel FILE is needed",
+                         ctl->opt.words[2]);
     if (rc)
         return rc;
     create.config = ctl->opt.config;
@@ -45,9 +46,18 @@ int ctl_vm_create(struct ctl *ctl, struct fvm_err *err)
 }
 
 int ctl_vm_start(struct ctl *ctl, struct fvm_err *err) { return named(ctl, FVM__REQUEST__WHAT_VM_START, 60000, err); }
-int ctl_vm_delete(struct ctl *ctl, struct fvm_err *err) { return named(ctl, FVM__REQUEST__WHAT_VM_DELETE, CTL_ANSWER_MS, err); }
-int ctl_vm_pause(struct ctl *ctl, struct fvm_err *err) { return named(ctl, FVM__REQUEST__WHAT_VM_PAUSE, CTL_ANSWER_MS, err); }
-int ctl_vm_resume(struct ctl *ctl, struct fvm_err *err) { return named(ctl, FVM__REQUEST__WHAT_VM_RESUME, CTL_ANSWER_MS, err); }
+int ctl_vm_delete(struct ctl *ctl, struct fvm_err *err)
+{
+    return named(ctl, FVM__REQUEST__WHAT_VM_DELETE, CTL_ANSWER_MS, err);
+}
+int ctl_vm_pause(struct ctl *ctl, struct fvm_err *err)
+{
+    return named(ctl, FVM__REQUEST__WHAT_VM_PAUSE, CTL_ANSWER_MS, err);
+}
+int ctl_vm_resume(struct ctl *ctl, struct fvm_err *err)
+{
+    return named(ctl, FVM__REQUEST__WHAT_VM_RESUME, CTL_ANSWER_MS, err);
+}
 
 static int stop(struct ctl *ctl, bool kill, struct fvm_err *err)
 {

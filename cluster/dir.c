@@ -35,7 +35,8 @@ int fvm_dir_default(char *ret_path, size_t size, struct fvm_err *err)
         n = snprintf(ret_path, size, "%s/.local/state/fvm", home);
     else
         return fvm_err_set(err, FVM_EINVAL, 0, "cluster", "no HOME in the environment: say where with --dir");
-    return (size_t)n < size ? 0 : fvm_err_set(err, FVM_EINVAL, 0, "cluster", "name of the cluster directory is too long");
+    return (size_t)n < size ? 0
+                            : fvm_err_set(err, FVM_EINVAL, 0, "cluster", "name of the cluster directory is too long");
 }
 
 int fvm_dir_check_name(const char *what, const char *name, struct fvm_err *err)
@@ -46,8 +47,8 @@ int fvm_dir_check_name(const char *what, const char *name, struct fvm_err *err)
     if (n && n <= FVM_DIR_NAME_MAX && strchr(first, name[0]) && strspn(name, rest) == n)
         return 0;
     return fvm_err_set(err, FVM_EINVAL, 0, "cluster",
-                       "%s name \"%.80s\": 1 to %d letters, digits, '-', '_' or '.', the first a letter or digit", what, name,
-                       FVM_DIR_NAME_MAX);
+                       "%s name \"%.80s\": 1 to %d letters, digits, '-', '_' or '.', the first a letter or digit", what,
+                       name, FVM_DIR_NAME_MAX);
 }
 
 static int check_address(const char *address, struct fvm_err *err)
@@ -66,10 +67,12 @@ static int check_address(const char *address, struct fvm_err *err)
 
 static int bad(const char *file, const char *what, struct fvm_err *err)
 {
-    return fvm_err_set(err, FVM_EBADIMAGE, 0, "cluster", "%s: %s; copy it again from another machine of the cluster", file, what);
+    return fvm_err_set(err, FVM_EBADIMAGE, 0, "cluster", "%s: %s; copy it again from another machine of the cluster",
+                       file, what);
 }
 
-static int take_member(struct fvm_dir *dir, enum fvm_dir_kind kind, json_t *entry, const char *file, struct fvm_err *err)
+static int take_member(struct fvm_dir *dir, enum fvm_dir_kind kind, json_t *entry, const char *file,
+                       struct fvm_err *err)
 {
     const char *name = json_string_value(json_object_get(entry, "name"));
     const char *key = json_string_value(json_object_get(entry, "public"));
@@ -90,7 +93,8 @@ static int take_member(struct fvm_dir *dir, enum fvm_dir_kind kind, json_t *entr
     return 0;
 }
 
-static int take_members(struct fvm_dir *dir, enum fvm_dir_kind kind, json_t *root, const char *file, struct fvm_err *err)
+static int take_members(struct fvm_dir *dir, enum fvm_dir_kind kind, json_t *root, const char *file,
+                        struct fvm_err *err)
 {
     json_t *list = json_object_get(root, kind_list(kind)), *entry;
     size_t i;
@@ -124,8 +128,9 @@ static int take_root(struct fvm_dir *dir, json_t *root, const char *file, struct
     if (!json_is_object(root) || !id || strlen(id) != 32 || strspn(id, "0123456789abcdef") != 32)
         return bad(file, "not a cluster file of fvm", err);
     if (format != FORMAT)
-        return fvm_err_set(err, FVM_EVERSION, 0, "cluster", "%s: format %lld, this fvm knows %d; upgrade the older side", file,
-                           (long long)format, FORMAT);
+        return fvm_err_set(err, FVM_EVERSION, 0, "cluster",
+                           "%s: format %lld, this fvm knows %d; upgrade the older side", file, (long long)format,
+                           FORMAT);
     snprintf(dir->id, sizeof(dir->id), "%s", id);
     dir->members = calloc(FVM_DIR_MEMBERS_MAX, sizeof(*dir->members));
     if (!dir->members)
@@ -143,7 +148,8 @@ int fvm_dir_load(const char *path, struct fvm_dir *ret_dir, struct fvm_err *err)
     char real[4096];
     if (!realpath(path, real))
         return fvm_err_set(err, fvm_err_from_errno(errno), errno, "cluster",
-                           "%s: no cluster here (%s): make one with \"fvm-cluster init\", or say where with --dir", path, strerror(errno));
+                           "%s: no cluster here (%s): make one with \"fvm-cluster init\", or say where with --dir",
+                           path, strerror(errno));
     snprintf(dir.path, sizeof(dir.path), "%s", real);
     snprintf(file, sizeof(file), "%s/cluster.json", dir.path);
     int rc = fvm_dir_read_file(file, FILE_MAX, &text, NULL, err);
@@ -157,7 +163,8 @@ int fvm_dir_load(const char *path, struct fvm_dir *ret_dir, struct fvm_err *err)
     if (root)
         rc = take_root(&dir, root, file, err);
     else
-        rc = fvm_err_set(err, FVM_EBADIMAGE, 0, "cluster", "%s: line %d: not JSON (%.120s)", file, jerr.line, jerr.text);
+        rc =
+            fvm_err_set(err, FVM_EBADIMAGE, 0, "cluster", "%s: line %d: not JSON (%.120s)", file, jerr.line, jerr.text);
     json_decref(root);
     free(text);
     if (rc)
@@ -226,12 +233,14 @@ static void secret_path(const struct fvm_dir *dir, const char *name, char *buf, 
     snprintf(buf, size, "%s/keys/%s.secret", dir->path, name);
 }
 
-static int new_member(struct fvm_dir *dir, enum fvm_dir_kind kind, const char *name, const char *address, struct fvm_err *err)
+static int new_member(struct fvm_dir *dir, enum fvm_dir_kind kind, const char *name, const char *address,
+                      struct fvm_err *err)
 {
     struct fvm_port_keys keys;
     char path[4400], text[FVM_PORT_KEY_CHARS + 2];
     if (fvm_port_keygen(&keys))
-        return fvm_err_set(err, FVM_EUNSUPPORTED, 0, "cluster", "this ZeroMQ library has no CURVE: no keys can be made");
+        return fvm_err_set(err, FVM_EUNSUPPORTED, 0, "cluster",
+                           "this ZeroMQ library has no CURVE: no keys can be made");
     secret_path(dir, name, path, sizeof(path));
     if (access(path, F_OK) == 0)
         return fvm_err_set(err, FVM_EEXIST, 0, "cluster", "%s: there is a key of that name already", path);
@@ -321,7 +330,8 @@ int fvm_dir_add(const char *path, enum fvm_dir_kind kind, const char *name, cons
             rc = fvm_err_set(err, FVM_EINVAL, 0, "cluster", "a cluster has at most %d members", FVM_DIR_MEMBERS_MAX);
         for (size_t i = 0; !rc && address && i < dir.member_count; i++)
             if (strcmp(dir.members[i].address, address) == 0)
-                rc = fvm_err_set(err, FVM_EEXIST, 0, "cluster", "node %s has the address %s already", dir.members[i].name, address);
+                rc = fvm_err_set(err, FVM_EEXIST, 0, "cluster", "node %s has the address %s already",
+                                 dir.members[i].name, address);
         if (!rc)
             rc = new_member(&dir, kind, name, address, err);
         if (!rc)
@@ -377,7 +387,8 @@ int fvm_dir_keys(const struct fvm_dir *dir, const struct fvm_dir_member *member,
     else if (!fvm_port_key_valid(text) || fvm_port_public_key(text, keys.public_key))
         rc = fvm_err_set(err, FVM_EBADIMAGE, 0, "cluster", "%s: not a key", path);
     else if (strcmp(keys.public_key, member->public_key))
-        rc = fvm_err_set(err, FVM_EAUTH, 0, "cluster", "%s: does not belong to the public key of %s in cluster.json", path, member->name);
+        rc = fvm_err_set(err, FVM_EAUTH, 0, "cluster", "%s: does not belong to the public key of %s in cluster.json",
+                         path, member->name);
     if (!rc) {
         memcpy(keys.secret_key, text, sizeof(keys.secret_key));
         *ret_keys = keys;

@@ -6,8 +6,8 @@
  *   DIR/cluster.db          the embedded store (the "store" entry may name another)
  *   DIR/nodes/NAME/         state of a node that runs here
  *
- * cluster.json is the allow-list: a key that is not in it is refused. It is replaced whole (write, fsync, rename), so a reader
- * sees the old or the new one. A second machine gets a copy of cluster.json and its own node's secret.
+ * cluster.json is the allow-list: a key that is not in it is refused. It is replaced whole (write, fsync, rename), so a
+ * reader sees the old or the new one. A second machine gets a copy of cluster.json and its own node's secret.
  *
  * Thread: a struct belongs to its owner; nothing is shared.
  */
@@ -38,7 +38,8 @@ struct fvm_dir {
 
 /** $FVM_CLUSTER_DIR, else /var/lib/fvm for root, else $XDG_STATE_HOME/fvm or ~/.local/state/fvm. */
 int fvm_dir_default(char *ret_path, size_t size, struct fvm_err *err);
-/** Makes the directory, an id, and the operator `operator_name` with its key. FVM_EEXIST: there is a cluster already. */
+/** Makes the directory, an id, and the operator `operator_name` with its key. FVM_EEXIST: there is a cluster already.
+ */
 int fvm_dir_init(const char *path, const char *operator_name, struct fvm_err *err);
 int fvm_dir_load(const char *path, struct fvm_dir *ret_dir, struct fvm_err *err);
 void fvm_dir_fini(struct fvm_dir *dir);
@@ -52,7 +53,8 @@ const struct fvm_dir_member *fvm_dir_find_key(const struct fvm_dir *dir, const c
 /** The key pair of a member whose secret is on this machine; refuses a secret that others may read. */
 int fvm_dir_keys(const struct fvm_dir *dir, const struct fvm_dir_member *member, struct fvm_port_keys *ret_keys,
                  struct fvm_err *err);
-/** Letters, digits, '-', '_', '.'; starts with a letter or digit; at most FVM_DIR_NAME_MAX. `what` names it in the error. */
+/** Letters, digits, '-', '_', '.'; starts with a letter or digit; at most FVM_DIR_NAME_MAX. `what` names it in the
+ * error. */
 int fvm_dir_check_name(const char *what, const char *name, struct fvm_err *err);
 /** mkdir -p with a mode for what is new. */
 int fvm_dir_make(const char *path, unsigned mode, struct fvm_err *err);

@@ -115,7 +115,8 @@ int fvm_dir_read_file(const char *path, size_t max, char **ret_data, size_t *ret
     if (n < 0 || len > max) {
         free(data);
         return n < 0 ? fail(path, "cannot read", sys, err)
-                     : fvm_err_set(err, FVM_EBADIMAGE, 0, "cluster", "%s: larger than %zu bytes, not a file of fvm", path, max);
+                     : fvm_err_set(err, FVM_EBADIMAGE, 0, "cluster", "%s: larger than %zu bytes, not a file of fvm",
+                                   path, max);
     }
     data[len] = 0;
     *ret_data = data;

@@ -35,7 +35,10 @@ struct post { /* from the migration's thread to the loop */
     struct fvm_migrate_report report;
 };
 
-static int room_err(struct fvm_err *err, int code, const char *text) { return fvm_err_set(err, code, 0, "migrate", "%s", text); }
+static int room_err(struct fvm_err *err, int code, const char *text)
+{
+    return fvm_err_set(err, code, 0, "migrate", "%s", text);
+}
 
 static int need(struct fvm_run *run, struct fvm_err *err)
 {
@@ -58,28 +61,33 @@ static void on_progress(void *ctx)
     struct post *p = ctx;
     const struct fvm_migrate_progress *g = &p->progress;
     fvm_control_event(p->run->control, "migration",
-                      json_pack("{s:s, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:s}", "phase", fvm_migrate_phase_text(g->phase), "round",
-                                (int)g->round, "memory_bytes", (json_int_t)g->memory_bytes, "remaining_bytes", (json_int_t)g->remaining_bytes,
-                                "sent_bytes", (json_int_t)g->sent_bytes, "rate_bytes", (json_int_t)g->rate_bytes, "dirty_rate_bytes",
-                                (json_int_t)g->dirty_rate_bytes, "predicted_downtime_ns", (json_int_t)g->predicted_downtime_ns, "elapsed_ns",
-                                (json_int_t)g->elapsed_ns, "pages_resent", (json_int_t)g->pages_resent, "owner", g->owner, "text", g->text));
+                      json_pack("{s:s, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:s}", "phase",
+                                fvm_migrate_phase_text(g->phase), "round", (int)g->round, "memory_bytes",
+                                (json_int_t)g->memory_bytes, "remaining_bytes", (json_int_t)g->remaining_bytes,
+                                "sent_bytes", (json_int_t)g->sent_bytes, "rate_bytes", (json_int_t)g->rate_bytes,
+                                "dirty_rate_bytes", (json_int_t)g->dirty_rate_bytes, "predicted_downtime_ns",
+                                (json_int_t)g->predicted_downtime_ns, "elapsed_ns", (json_int_t)g->elapsed_ns,
+                                "pages_resent", (json_int_t)g->pages_resent, "owner", g->owner, "text", g->text));
     free(p);
 }
 
 static json_t *report_json(const struct fvm_migrate_report *r)
 {
-    static const char *const outcomes[] = {[FVM_MIGRATE_MOVED] = "moved", [FVM_MIGRATE_STAYED] = "stayed", [FVM_MIGRATE_UNKNOWN] = "unknown"};
-    json_t *out = json_pack("{s:s, s:s, s:b, s:b, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "outcome", outcomes[r->outcome], "error",
-                            r->err.code ? (r->err.text[0] ? r->err.text : fvm_err_text(r->err.code)) : "", "dry_run", (int)r->dry_run, "verified",
-                            (int)r->verified, "rounds", (int)r->rounds, "prepare_ns", (json_int_t)r->prepare_ns, "precopy_ns",
-                            (json_int_t)r->precopy_ns, "final_ns", (json_int_t)r->final_ns, "handover_ns", (json_int_t)r->handover_ns,
-                            "blackout_ns", (json_int_t)r->blackout_ns, "total_ns", (json_int_t)r->total_ns, "predicted_downtime_ns",
-                            (json_int_t)r->predicted_downtime_ns);
-    json_t *more = json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "memory_bytes", (json_int_t)r->memory_bytes, "sent_bytes",
-                             (json_int_t)r->sent_bytes, "data_pages", (json_int_t)r->data_pages, "zero_pages", (json_int_t)r->zero_pages,
-                             "pages_resent", (json_int_t)r->pages_resent, "corrupt_batches", (json_int_t)r->corrupt_batches, "digest_repairs",
-                             (json_int_t)r->digest_repairs, "blackout_pages", (json_int_t)r->blackout_pages, "blackout_hashed_pages",
-                             (json_int_t)r->blackout_hashed_pages, "epoch", (json_int_t)r->epoch);
+    static const char *const outcomes[] = {
+        [FVM_MIGRATE_MOVED] = "moved", [FVM_MIGRATE_STAYED] = "stayed", [FVM_MIGRATE_UNKNOWN] = "unknown"};
+    json_t *out = json_pack(
+        "{s:s, s:s, s:b, s:b, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "outcome", outcomes[r->outcome], "error",
+        r->err.code ? (r->err.text[0] ? r->err.text : fvm_err_text(r->err.code)) : "", "dry_run", (int)r->dry_run,
+        "verified", (int)r->verified, "rounds", (int)r->rounds, "prepare_ns", (json_int_t)r->prepare_ns, "precopy_ns",
+        (json_int_t)r->precopy_ns, "final_ns", (json_int_t)r->final_ns, "handover_ns", (json_int_t)r->handover_ns,
+        "blackout_ns", (json_int_t)r->blackout_ns, "total_ns", (json_int_t)r->total_ns, "predicted_downtime_ns",
+        (json_int_t)r->predicted_downtime_ns);
+    json_t *more = json_pack(
+        "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "memory_bytes", (json_int_t)r->memory_bytes, "sent_bytes",
+        (json_int_t)r->sent_bytes, "data_pages", (json_int_t)r->data_pages, "zero_pages", (json_int_t)r->zero_pages,
+        "pages_resent", (json_int_t)r->pages_resent, "corrupt_batches", (json_int_t)r->corrupt_batches,
+        "digest_repairs", (json_int_t)r->digest_repairs, "blackout_pages", (json_int_t)r->blackout_pages,
+        "blackout_hashed_pages", (json_int_t)r->blackout_hashed_pages, "epoch", (json_int_t)r->epoch);
     json_object_update(out, more);
     json_decref(more);
     return out;
@@ -125,7 +133,8 @@ static void on_dest_done(void *ctx)
     free(p);
 }
 
-static void post(struct fvm_run *run, const struct fvm_migrate_progress *progress, const struct fvm_migrate_report *report, fvm_loop_fn fn)
+static void post(struct fvm_run *run, const struct fvm_migrate_progress *progress,
+                 const struct fvm_migrate_report *report, fvm_loop_fn fn)
 {
     struct post *p = calloc(1, sizeof(*p));
     fvm_assert(p || !report); /* a lost end would leave the process waiting for ever */
@@ -163,8 +172,8 @@ static void dest_done(void *ctx, const struct fvm_migrate_report *r) { post(ctx,
 
 /* ---- what both commands need ---- */
 
-static int open_record(struct fvm_run_migration *m, const json_t *request, const char *self, bool source, struct fvm_record_store *ret,
-                       struct fvm_err *err)
+static int open_record(struct fvm_run_migration *m, const json_t *request, const char *self, bool source,
+                       struct fvm_record_store *ret, struct fvm_err *err)
 {
     const char *url, *vm, *file;
     int rc = fvm_control_get_string(request, "record", "", &file, err);
@@ -203,7 +212,10 @@ static void take_faults(struct fvm_migrate_faults *faults)
     }
 }
 
-static bool busy(const struct fvm_run *run) { return run->migration && (run->migration->source || run->migration->dest); }
+static bool busy(const struct fvm_run *run)
+{
+    return run->migration && (run->migration->source || run->migration->dest);
+}
 
 /* ---- source ---- */
 
@@ -243,7 +255,9 @@ static int read_limits(const json_t *request, struct fvm_source_options *o, stru
 static int start_source(struct fvm_run *run, const json_t *request, struct fvm_err *err)
 {
     struct fvm_run_migration *m = run->migration;
-    struct fvm_source_options o = {.ctx = m->ctx, .keys = m->keys, .memory_p = &m->memory,
+    struct fvm_source_options o = {.ctx = m->ctx,
+                                   .keys = m->keys,
+                                   .memory_p = &m->memory,
                                    .hooks = {.progress = source_progress, .done = source_done, .ctx = run}};
     const struct fvm_vm_machine_options machine = {.loop = run->loop, .vm = run->vm};
     int rc = fvm_control_get_string(request, "self", NULL, &o.self, err);
@@ -337,9 +351,11 @@ static Fvm__VmConfig *local_config(const Fvm__VmConfig *sent, const Fvm__VmConfi
 /* A source must not be able to give this process other files or networks than it was started with. */
 static int check_sent(const Fvm__VmConfig *sent, const Fvm__VmConfig *own, struct fvm_err *err)
 {
-    if (sent->n_disks != own->n_disks || sent->n_nets != own->n_nets || sent->memory_bytes != own->memory_bytes || sent->cpus != own->cpus)
+    if (sent->n_disks != own->n_disks || sent->n_nets != own->n_nets || sent->memory_bytes != own->memory_bytes ||
+        sent->cpus != own->cpus)
         return fvm_err_set(err, FVM_EINVAL, 0, "migrate",
-                           "the guest that comes has another machine (memory, processors, disks, networks) than this process was started for");
+                           "the guest that comes has another machine (memory, processors, disks, networks) than this "
+                           "process was started for");
     for (size_t i = 0; i < sent->n_disks; i++)
         if (sent->disks[i]->readonly != own->disks[i]->readonly)
             return fvm_err_set(err, FVM_EINVAL, 0, "migrate", "disk %zu is read-only on one side alone", i);
@@ -349,7 +365,8 @@ static int check_sent(const Fvm__VmConfig *sent, const Fvm__VmConfig *own, struc
 static int make(void *ctx, const Fvm__VmConfig *config, struct fvm_vm **ret_vm, struct fvm_err *err)
 {
     struct fvm_run *run = ctx;
-    int rc = run->vm ? room_err(err, FVM_ESTATE, "this process holds a guest already") : check_sent(config, run->options.config, err);
+    int rc = run->vm ? room_err(err, FVM_ESTATE, "this process holds a guest already")
+                     : check_sent(config, run->options.config, err);
     Fvm__VmConfig *c = rc ? NULL : local_config(config, run->options.config);
     if (!rc && !c)
         rc = room_err(err, FVM_ENOMEM, "out of memory");
@@ -362,7 +379,8 @@ static int make(void *ctx, const Fvm__VmConfig *config, struct fvm_vm **ret_vm, 
     return rc;
 }
 
-/* A VM cannot be destroyed inside the loop, and this process is for one attempt: it ends, and a next attempt gets a new one. */
+/* A VM cannot be destroyed inside the loop, and this process is for one attempt: it ends, and a next attempt gets a new
+ * one. */
 static void unmake(void *ctx, struct fvm_vm **vm_p)
 {
     struct fvm_run *run = ctx;
@@ -374,7 +392,11 @@ static void unmake(void *ctx, struct fvm_vm **vm_p)
 static int start_dest(struct fvm_run *run, const json_t *request, struct fvm_err *err)
 {
     struct fvm_run_migration *m = run->migration;
-    struct fvm_dest_options o = {.ctx = m->ctx, .keys = m->keys, .listen_addr = run->options.incoming, .allow = allow, .allow_ctx = m,
+    struct fvm_dest_options o = {.ctx = m->ctx,
+                                 .keys = m->keys,
+                                 .listen_addr = run->options.incoming,
+                                 .allow = allow,
+                                 .allow_ctx = m,
                                  .hooks = {.progress = source_progress, .done = dest_done, .ctx = run}};
     const struct fvm_vm_machine_options machine = {.loop = run->loop, .make = make, .unmake = unmake, .ctx = run};
     const char *key;

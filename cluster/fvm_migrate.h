@@ -1,17 +1,21 @@
 /*
  * fvm_migrate.h - a VM's process as one end of a migration: four commands on its control socket, and events.
  *
- *   {"cmd":"migrate-key"}                                -> {"public_key": K}     this process' CURVE key, made at first use
- *   {"cmd":"incoming","self":N,"allow":K, RECORD}        -> {"address": A, "public_key": K}     only after fvm run --incoming
+ *   {"cmd":"migrate-key"}                                -> {"public_key": K}     this process' CURVE key, made at
+ * first use
+ *   {"cmd":"incoming","self":N,"allow":K, RECORD}        -> {"address": A, "public_key": K}     only after fvm run
+ * --incoming
  *   {"cmd":"migrate","self":N,"to_name":N,"to_addr":A,"to_key":K, RECORD,
- *     "max_downtime_ms","deadline_ms","rate_limit_bytes": integers, "on_miss":"cancel|pause", "dry_run":bool}   -> {"started":true}
+ *     "max_downtime_ms","deadline_ms","rate_limit_bytes": integers, "on_miss":"cancel|pause", "dry_run":bool}   ->
+ * {"started":true}
  *   {"cmd":"migrate-cancel"}                             -> {"asked":true}
  *
- * RECORD says where the hand-over record is: "store":URL,"vm":NAME (a cluster's), or "record":"file:PATH" (two processes on
- * one machine; the source makes the file).
+ * RECORD says where the hand-over record is: "store":URL,"vm":NAME (a cluster's), or "record":"file:PATH" (two
+ * processes on one machine; the source makes the file).
  *
  * Events to every client: {"event":"migration","phase":...} while it goes on, at the end one {"event":"migration-done",
- * "outcome":"moved|stayed|unknown","error":TEXT, ...report}. A source whose guest moved ends with status 0. Units are in the names.
+ * "outcome":"moved|stayed|unknown","error":TEXT, ...report}. A source whose guest moved ends with status 0. Units are
+ * in the names.
  *
  * FVM_MIGRATE_FAULT in the environment damages what is sent, for tests: corrupt_batch=N, drop_batch=N, corrupt_ram,
  * die_in_phase=NAME, separated by commas.

@@ -18,21 +18,22 @@ struct command {
 };
 
 static const struct command commands[] = {
-    {"init", NULL, ctl_cluster_init, true},         {"node", "add", ctl_node_add, true},
-    {"node", "remove", ctl_node_remove, true},      {"node", "list", ctl_node_list, false},
-    {"operator", "add", ctl_operator_add, true},    {"operator", "remove", ctl_operator_remove, true},
-    {"vm", "create", ctl_vm_create, false},         {"vm", "start", ctl_vm_start, false},
-    {"vm", "stop", ctl_vm_stop, false},             {"vm", "kill", ctl_vm_kill, false},
-    {"vm", "delete", ctl_vm_delete, false},         {"vm", "pause", ctl_vm_pause, false},
-    {"vm", "resume", ctl_vm_resume, false},         {"vm", "list", ctl_vm_list, false},
-    {"vm", "show", ctl_vm_show, false},             {"vm", "console", ctl_vm_console, false},
+    {"init", NULL, ctl_cluster_init, true},      {"node", "add", ctl_node_add, true},
+    {"node", "remove", ctl_node_remove, true},   {"node", "list", ctl_node_list, false},
+    {"operator", "add", ctl_operator_add, true}, {"operator", "remove", ctl_operator_remove, true},
+    {"vm", "create", ctl_vm_create, false},      {"vm", "start", ctl_vm_start, false},
+    {"vm", "stop", ctl_vm_stop, false},          {"vm", "kill", ctl_vm_kill, false},
+    {"vm", "delete", ctl_vm_delete, false},      {"vm", "pause", ctl_vm_pause, false},
+    {"vm", "resume", ctl_vm_resume, false},      {"vm", "list", ctl_vm_list, false},
+    {"vm", "show", ctl_vm_show, false},          {"vm", "console", ctl_vm_console, false},
     {"vm", "migrate", ctl_vm_migrate, false},
 };
 
 static const struct command *find(const struct ctl_options *o)
 {
     for (size_t i = 0; i < FVM_ARRAY_SIZE(commands); i++)
-        if (strcmp(commands[i].noun, o->words[0]) == 0 && (!commands[i].verb || strcmp(commands[i].verb, o->words[1]) == 0))
+        if (strcmp(commands[i].noun, o->words[0]) == 0 &&
+            (!commands[i].verb || strcmp(commands[i].verb, o->words[1]) == 0))
             return &commands[i];
     return NULL; /* ctl_args.c lets only known ones through */
 }

@@ -1,7 +1,9 @@
 /*
- * main_node.c - the program fvm-node: arguments, signals, the service manager (readiness, watchdog). The daemon is node*.c.
+ * main_node.c - the program fvm-node: arguments, signals, the service manager (readiness, watchdog). The daemon is
+ * node*.c.
  *
- * Runs in the foreground. SIGTERM and SIGINT end the daemon and leave the guests running; its next start finds them again.
+ * Runs in the foreground. SIGTERM and SIGINT end the daemon and leave the guests running; its next start finds them
+ * again.
  */
 #include <argp.h>
 #include <signal.h>
@@ -36,7 +38,8 @@ static const struct argp_option options[] = {
     {"listen", 'l', "ADDR", 0, "listen here instead of the address in cluster.json, as tcp://0.0.0.0:7710", 0},
     {"state", 's', "DIR", 0, "state of this node's VMs (default: DIR/nodes/NAME)", 0},
     {"gateway", O_GATEWAY, 0, 0, "this node is the guests' way out of the cluster's network", 0},
-    {"forward", O_FORWARD, "tcp:ADDR:PORT-GUEST:PORT", 0, "a host port that leads to a guest (with --gateway; may be repeated)", 0},
+    {"forward", O_FORWARD, "tcp:ADDR:PORT-GUEST:PORT", 0,
+     "a host port that leads to a guest (with --gateway; may be repeated)", 0},
     {"fvm", O_FVM, "FILE", 0, "the program fvm (default: beside this one)", 0},
     {"log-level", O_LOG_LEVEL, "LEVEL", 0, "error, warn, info (default) or debug", 0},
     {0},
@@ -46,12 +49,24 @@ static error_t on_option(int key, char *arg, struct argp_state *state)
 {
     struct arguments *a = state->input;
     switch (key) {
-    case 'd': a->node.dir = arg; break;
-    case 'n': a->node.name = arg; break;
-    case 'l': a->node.listen = arg; break;
-    case 's': a->node.state_dir = arg; break;
-    case O_GATEWAY: a->node.gateway = true; break;
-    case O_FVM: a->node.fvm_path = arg; break;
+    case 'd':
+        a->node.dir = arg;
+        break;
+    case 'n':
+        a->node.name = arg;
+        break;
+    case 'l':
+        a->node.listen = arg;
+        break;
+    case 's':
+        a->node.state_dir = arg;
+        break;
+    case O_GATEWAY:
+        a->node.gateway = true;
+        break;
+    case O_FVM:
+        a->node.fvm_path = arg;
+        break;
     case O_FORWARD:
         if (a->node.forward_count >= FORWARDS_MAX)
             argp_error(state, "more than %d forwards", FORWARDS_MAX);
@@ -62,24 +77,27 @@ static error_t on_option(int key, char *arg, struct argp_state *state)
         if (!fvm_log_parse_level(arg, &a->level))
             argp_error(state, "--log-level %s: error, warn, info or debug", arg);
         break;
-    case ARGP_KEY_ARG: argp_error(state, "\"%s\" is not an option", arg); break;
+    case ARGP_KEY_ARG:
+        argp_error(state, "\"%s\" is not an option", arg);
+        break;
     case ARGP_KEY_END:
         if (a->node.forward_count && !a->node.gateway)
             argp_error(state, "--forward needs --gateway");
         break;
-    default: return ARGP_ERR_UNKNOWN;
+    default:
+        return ARGP_ERR_UNKNOWN;
     }
     return 0;
 }
 
-static const char doc[] =
-    "fvm-node - a host's daemon in a cluster of fvm: starts, supervises and finds again the VMs of this host, and is the peer in a "
-    "migration.\v"
-    "Ending fvm-node (SIGTERM) never stops a guest.\n\n"
-    "Examples:\n"
-    "  fvm-cluster init && fvm-cluster node add a --address tcp://127.0.0.1:7710\n"
-    "  fvm-node --name a\n"
-    "  fvm-node --name a --gateway --forward tcp:127.0.0.1:2222-10.0.2.15:22\n";
+static const char doc[] = "fvm-node - a host's daemon in a cluster of fvm: starts, supervises and finds again the VMs "
+                          "of this host, and is the peer in a "
+                          "migration.\v"
+                          "Ending fvm-node (SIGTERM) never stops a guest.\n\n"
+                          "Examples:\n"
+                          "  fvm-cluster init && fvm-cluster node add a --address tcp://127.0.0.1:7710\n"
+                          "  fvm-node --name a\n"
+                          "  fvm-node --name a --gateway --forward tcp:127.0.0.1:2222-10.0.2.15:22\n";
 
 static void on_watchdog(void *ctx)
 {

@@ -32,10 +32,11 @@ static int lock_state(struct node *node, struct fvm_err *err)
     snprintf(path, sizeof(path), "%s/lock", node->state_dir);
     node->state_lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (node->state_lock < 0)
-        return fvm_err_set(err, fvm_err_from_errno(errno), errno, "cluster", "%s: state directory not writable: %s", node->state_dir,
-                           strerror(errno));
+        return fvm_err_set(err, fvm_err_from_errno(errno), errno, "cluster", "%s: state directory not writable: %s",
+                           node->state_dir, strerror(errno));
     if (flock(node->state_lock, LOCK_EX | LOCK_NB))
-        return fvm_err_set(err, FVM_EBUSY, errno, "cluster", "%s: another fvm-node uses this state directory", node->state_dir);
+        return fvm_err_set(err, FVM_EBUSY, errno, "cluster", "%s: another fvm-node uses this state directory",
+                           node->state_dir);
     return 0;
 }
 
@@ -49,14 +50,16 @@ static int find_me(struct node *node, const char *wanted, struct fvm_err *err)
         if (m->kind != FVM_DIR_NODE || access(secret, F_OK))
             continue;
         if (me)
-            return fvm_err_set(err, FVM_EINVAL, 0, "cluster", "several nodes can run here (%s, %s): say which with --name", me->name, m->name);
+            return fvm_err_set(err, FVM_EINVAL, 0, "cluster",
+                               "several nodes can run here (%s, %s): say which with --name", me->name, m->name);
         me = m;
     }
     if (wanted)
         me = fvm_dir_find(&node->dir, FVM_DIR_NODE, wanted);
     if (!me)
-        return fvm_err_set(err, FVM_ENOENT, 0, "cluster", "%s: no node %s%sin this cluster%s: add it with \"fvm-cluster node add\"",
-                           node->dir.path, wanted ? wanted : "", wanted ? " " : "", wanted ? "" : " whose key is on this machine");
+        return fvm_err_set(err, FVM_ENOENT, 0, "cluster",
+                           "%s: no node %s%sin this cluster%s: add it with \"fvm-cluster node add\"", node->dir.path,
+                           wanted ? wanted : "", wanted ? " " : "", wanted ? "" : " whose key is on this machine");
     snprintf(node->name, sizeof(node->name), "%s", me->name);
     snprintf(node->address, sizeof(node->address), "%s", me->address);
     return fvm_dir_keys(&node->dir, me, &node->keys, err);
@@ -76,7 +79,8 @@ static int find_fvm(struct node *node, const char *wanted, struct fvm_err *err)
     else
         snprintf(node->fvm_path, sizeof(node->fvm_path), "%s/fvm", self);
     if (access(node->fvm_path, X_OK))
-        return fvm_err_set(err, FVM_ENOENT, errno, "cluster", "%s: the program fvm is not there; say where with --fvm", node->fvm_path);
+        return fvm_err_set(err, FVM_ENOENT, errno, "cluster", "%s: the program fvm is not there; say where with --fvm",
+                           node->fvm_path);
     return 0;
 }
 
@@ -103,7 +107,8 @@ static int open_port(struct node *node, const char *listen, struct fvm_err *err)
     struct fvm_port_options opt = {.frame_bytes_max = FVM_RPC_BYTES_MAX, .hwm = 4096, .linger_ms = 300};
     int rc = fvm_port_ctx_create(1, &node->ctx, err);
     if (!rc)
-        rc = fvm_port_listen(node->ctx, listen ? listen : node->address, &node->keys, node_member_allow, node, &opt, &node->port, err);
+        rc = fvm_port_listen(node->ctx, listen ? listen : node->address, &node->keys, node_member_allow, node, &opt,
+                             &node->port, err);
     if (!rc && fvm_port_attach(node->port, node->loop, node_rpc_message, node))
         rc = fvm_err_set(err, FVM_EINTERNAL, 0, "cluster", "cannot watch the port");
     return rc;
@@ -145,8 +150,8 @@ int node_open(const struct node_options *opt, struct node **ret_node, struct fvm
         return rc;
     }
     fvm_loop_timer_arm(node->tick, 0);
-    fvm_log(INFO, "node.up", "name=%s address=%s state=%s store=%s", node->name, fvm_port_addr(node->port), node->state_dir,
-            fvm_store_url(node->store));
+    fvm_log(INFO, "node.up", "name=%s address=%s state=%s store=%s", node->name, fvm_port_addr(node->port),
+            node->state_dir, fvm_store_url(node->store));
     *ret_node = node;
     return 0;
 }

@@ -34,9 +34,9 @@ enum {
     NODE_LEASE_MS = 6000,
     NODE_RENEW_MS = 1500,
     NODE_SEEN_MS = 5000,
-    NODE_LOOK_MS = 100,      /* how often the store is looked at */
-    NODE_START_MS = 30000,   /* a VM must answer on its control socket in this time */
-    NODE_ASK_MS = 2000,      /* a running VM must answer a question */
+    NODE_LOOK_MS = 100,    /* how often the store is looked at */
+    NODE_START_MS = 30000, /* a VM must answer on its control socket in this time */
+    NODE_ASK_MS = 2000,    /* a running VM must answer a question */
     NODE_VMS_MAX = 1024,
     NODE_CALLS_MAX = 4096,
 };
@@ -63,8 +63,8 @@ struct node_call {
 enum node_vm_state {
     NODE_VM_STOPPED,
     NODE_VM_STARTING,
-    NODE_VM_INCOMING,  /* a destination process, waiting for its guest */
-    NODE_VM_UP,        /* control socket connected; the VM itself says whether it runs */
+    NODE_VM_INCOMING, /* a destination process, waiting for its guest */
+    NODE_VM_UP,       /* control socket connected; the VM itself says whether it runs */
     NODE_VM_STOPPING,
 };
 
@@ -74,7 +74,7 @@ struct node_vm {
     char name[FVM_DIR_NAME_MAX + 1];
     char dir[4096];
     enum node_vm_state state;
-    char live[24];          /* what its control socket said last: "running", "paused"... */
+    char live[24]; /* what its control socket said last: "running", "paused"... */
     Fvm__VmConfig *config;
     struct node_proc *proc;
     struct node_control *control;
@@ -83,9 +83,9 @@ struct node_vm {
     uint64_t asked_ns, unknown_wall_ns; /* last question; since when there is no answer (0: there is) */
     bool asking;
     struct node_call *starter, *stopper; /* who waits */
-    bool killed;            /* by us, on demand */
-    char how[120];          /* stop: how it was done */
-    char ending[160];       /* what its last event said about its end */
+    bool killed;                         /* by us, on demand */
+    char how[120];                       /* stop: how it was done */
+    char ending[160];                    /* what its last event said about its end */
     struct node_console *console;
     struct node_move *leaving;   /* migration under way, this is the source */
     struct node_arrival *coming; /* this is the destination */
@@ -123,8 +123,8 @@ struct node {
 
 struct node_options {
     const char *dir, *name, *listen, *state_dir, *fvm_path;
-    bool gateway;                 /* the switches' way out and the forwards are here */
-    const char *const *forwards;  /* "tcp:127.0.0.1:2222-10.0.2.15:22" */
+    bool gateway;                /* the switches' way out and the forwards are here */
+    const char *const *forwards; /* "tcp:127.0.0.1:2222-10.0.2.15:22" */
     unsigned forward_count;
 };
 
@@ -146,18 +146,19 @@ bool node_member_up(struct node *node, const char *name);
 
 /* node_rpc.c */
 void node_rpc_message(void *ctx, struct fvm_port *port, struct fvm_port_msg **msg_p);
-void node_call_send(struct node_call *call, Fvm__Reply *reply); /* not the last one */
-void node_call_end(struct node_call *call, Fvm__Reply *reply);  /* frees the call */
+void node_call_send(struct node_call *call, Fvm__Reply *reply);                     /* not the last one */
+void node_call_end(struct node_call *call, Fvm__Reply *reply);                      /* frees the call */
 void node_call_text(struct node_call *call, const char *fmt, ...) FVM_PRINTF(2, 3); /* success, one line; ends */
 void node_call_fail(struct node_call *call, const struct fvm_err *err);
 void node_call_redirect(struct node_call *call, const char *node_name);
 bool node_call_peer_is_node(const struct node_call *call);
 
 /* node_link.c */
-typedef void (*node_link_done)(void *ctx, const Fvm__Reply *reply, const struct fvm_err *err); /* reply NULL: err says why */
+typedef void (*node_link_done)(void *ctx, const Fvm__Reply *reply,
+                               const struct fvm_err *err); /* reply NULL: err says why */
 /** Sends to node `name`; done exactly once, never from inside (when 0 is returned). */
-int node_link_call(struct node *node, const char *name, Fvm__Request *request, unsigned timeout_ms, node_link_done done, void *ctx,
-                   struct fvm_err *err);
+int node_link_call(struct node *node, const char *name, Fvm__Request *request, unsigned timeout_ms, node_link_done done,
+                   void *ctx, struct fvm_err *err);
 void node_link_cancel(struct node *node, void *ctx); /* calls with this ctx are forgotten */
 bool node_link_frame(struct node *node, const char *name, const void *frame, size_t len);
 void node_link_tick(struct node *node);
@@ -185,7 +186,8 @@ void node_vm_publish(struct node_vm *vm, const char *state, const char *reason, 
 bool node_vm_owned(struct node *node, const char *name);
 
 /* node_args.c: the command line of `fvm run`; free with node_args_free. */
-int node_args_make(const struct node_vm *vm, const struct node_arrival *incoming, char ***ret_argv, struct fvm_err *err);
+int node_args_make(const struct node_vm *vm, const struct node_arrival *incoming, char ***ret_argv,
+                   struct fvm_err *err);
 void node_args_free(char **argv);
 
 /* node_ops.c */

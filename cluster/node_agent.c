@@ -7,8 +7,8 @@
  *   they took, not run        our process is paused    they hold nothing, or are dead: HANDBACK
  *   we took, not run          no process               the source holds the guest: it hands back; holds nothing: CLAIM
  *
- * Invariant: every repair is one swap on the record as just read, by the guards of migrate/handover.h; a swap that lost a race
- * was not needed.
+ * Invariant: every repair is one swap on the record as just read, by the guards of migrate/handover.h; a swap that lost
+ * a race was not needed.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,14 +25,16 @@ struct question { /* to another node, about a VM; the answer may come after the 
     char vm[FVM_DIR_NAME_MAX + 1];
 };
 
-static void swap(struct node *node, const char *name, uint64_t revision, const struct fvm_ho_record *next, const char *what)
+static void swap(struct node *node, const char *name, uint64_t revision, const struct fvm_ho_record *next,
+                 const char *what)
 {
     struct fvm_err err = {0};
     int rc = fvm_vmrecord_swap(node->store, name, revision, next, &err);
     if (rc)
         fvm_log(WARN, "record.repair_lost", "vm=%s swap=%s why=\"%s\"", name, what, err.text);
     else
-        fvm_log(INFO, "record.repaired", "vm=%s swap=%s owner=%s epoch=%llu", name, what, next->owner, (unsigned long long)next->epoch);
+        fvm_log(INFO, "record.repaired", "vm=%s swap=%s owner=%s epoch=%llu", name, what, next->owner,
+                (unsigned long long)next->epoch);
 }
 
 static void abort_move(struct node *node, const char *name, const struct fvm_ho_record *r, uint64_t revision)
@@ -41,7 +43,8 @@ static void abort_move(struct node *node, const char *name, const struct fvm_ho_
     if (fvm_ho_abort(r, node->name, &next))
         return;
     swap(node, name, revision, &next, "abort");
-    (void)vmdb_status_set(node->store, name, node->name, "crashed", "its process died during a migration; start boots it anew", 0, NULL);
+    (void)vmdb_status_set(node->store, name, node->name, "crashed",
+                          "its process died during a migration; start boots it anew", 0, NULL);
 }
 
 static void claim(struct node *node, const char *name)
@@ -52,7 +55,8 @@ static void claim(struct node *node, const char *name)
         fvm_ho_claim(&r, node->name, FVM_HO_HOLDS_NOTHING, FVM_HO_HOLDS_NOTHING, &next))
         return;
     swap(node, name, revision, &next, "claim");
-    (void)vmdb_status_set(node->store, name, node->name, "crashed", "both its processes died during a migration; start boots it anew", 0, NULL);
+    (void)vmdb_status_set(node->store, name, node->name, "crashed",
+                          "both its processes died during a migration; start boots it anew", 0, NULL);
 }
 
 static void hand_back(struct node *node, const char *name)
@@ -60,8 +64,8 @@ static void hand_back(struct node *node, const char *name)
     struct fvm_ho_record r, next;
     uint64_t revision;
     struct node_vm *vm = node_vm_find(node, name);
-    if (!vm || strcmp(vm->live, "paused") || fvm_vmrecord_get(node->store, name, &r, &revision, NULL) || strcmp(r.from, node->name) ||
-        fvm_ho_handback(&r, FVM_HO_HOLDS_PAUSED, &next))
+    if (!vm || strcmp(vm->live, "paused") || fvm_vmrecord_get(node->store, name, &r, &revision, NULL) ||
+        strcmp(r.from, node->name) || fvm_ho_handback(&r, FVM_HO_HOLDS_PAUSED, &next))
         return;
     swap(node, name, revision, &next, "handback");
 }
@@ -141,7 +145,8 @@ void node_agent_repair(struct node *node)
         return;
     for (size_t i = 0; i < vms.count; i++) {
         struct fvm_ho_record r;
-        if (fvm_vmrecord_from_message(vms.vms[i].record, &r) == 0 && (r.phase != FVM_HO_STABLE || node_vm_find(node, vms.vms[i].name)))
+        if (fvm_vmrecord_from_message(vms.vms[i].record, &r) == 0 &&
+            (r.phase != FVM_HO_STABLE || node_vm_find(node, vms.vms[i].name)))
             judge(node, vms.vms[i].name, &r, vms.vms[i].record_revision);
     }
     vmdb_vms_fini(&vms);

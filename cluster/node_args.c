@@ -1,6 +1,6 @@
 /*
- * node_args.c - a VM's configuration as the command line of `fvm run`: the same language an operator writes (fvm_args.c), so
- * that what a node starts can be copied from `ps` and run by hand.
+ * node_args.c - a VM's configuration as the command line of `fvm run`: the same language an operator writes
+ * (fvm_args.c), so that what a node starts can be copied from `ps` and run by hand.
  *
  * Invariant: every value of the configuration appears once; a comma in a file's name is doubled.
  */
@@ -49,7 +49,8 @@ static void add_disk(struct args *a, const Fvm__DiskConfig *d)
     escape(d->path, path, sizeof(path));
     escape(d->serial, serial, sizeof(serial));
     add(a, "--disk");
-    add(a, "%s%s%s%s%s%s", path, d->readonly ? ",readonly" : "", d->format[0] ? ",format=" : "", d->format, serial[0] ? ",serial=" : "", serial);
+    add(a, "%s%s%s%s%s%s", path, d->readonly ? ",readonly" : "", d->format[0] ? ",format=" : "", d->format,
+        serial[0] ? ",serial=" : "", serial);
 }
 
 /* "switch:@" stands for the switch of whatever node the VM is on. */
@@ -64,12 +65,12 @@ static void add_net(struct args *a, const Fvm__NetConfig *n, const char *switch_
         len = (size_t)snprintf(text, sizeof(text), "%.2000s", n->kind);
     }
     if (n->mac.len == 6)
-        len += (size_t)snprintf(text + len, sizeof(text) - len, ",mac=%02x:%02x:%02x:%02x:%02x:%02x", n->mac.data[0], n->mac.data[1],
-                                n->mac.data[2], n->mac.data[3], n->mac.data[4], n->mac.data[5]);
+        len += (size_t)snprintf(text + len, sizeof(text) - len, ",mac=%02x:%02x:%02x:%02x:%02x:%02x", n->mac.data[0],
+                                n->mac.data[1], n->mac.data[2], n->mac.data[3], n->mac.data[4], n->mac.data[5]);
     for (size_t i = 0; i < n->n_forwards && len < sizeof(text) - 200; i++) {
         const Fvm__HostForward *f = n->forwards[i];
-        len += (size_t)snprintf(text + len, sizeof(text) - len, ",hostfwd=%.8s:%.45s:%u-%.45s:%u", f->proto, f->host_addr, f->host_port,
-                                f->guest_addr, f->guest_port);
+        len += (size_t)snprintf(text + len, sizeof(text) - len, ",hostfwd=%.8s:%.45s:%u-%.45s:%u", f->proto,
+                                f->host_addr, f->host_port, f->guest_addr, f->guest_port);
     }
     add(a, "--net");
     add(a, "%s", text);

@@ -1,9 +1,9 @@
 /*
- * node_console.c - a VM's serial console: the node keeps the one connection that the VM's socket allows, writes what comes
- * to DIR/console.log, remembers the last of it, and passes it on to any number of operators.
+ * node_console.c - a VM's serial console: the node keeps the one connection that the VM's socket allows, writes what
+ * comes to DIR/console.log, remembers the last of it, and passes it on to any number of operators.
  *
- * Invariant: a console exists as long as its VM has a process; each viewer is a call that ends when the viewer leaves, the VM
- * ends, or the VM moves (then with a redirect, and the operator's tool follows).
+ * Invariant: a console exists as long as its VM has a process; each viewer is a call that ends when the viewer leaves,
+ * the VM ends, or the VM moves (then with a redirect, and the operator's tool follows).
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -135,7 +135,8 @@ static void try_connect(void *ctx)
     node_vm_path(c->vm, "console", path, sizeof(path));
     snprintf(sa.sun_path, sizeof(sa.sun_path), "%.107s", path);
     c->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (c->fd < 0 || connect(c->fd, (struct sockaddr *)&sa, sizeof(sa)) || fvm_loop_io_add(c->vm->node->loop, c->fd, FVM_LOOP_IN, on_io, c, &c->io))
+    if (c->fd < 0 || connect(c->fd, (struct sockaddr *)&sa, sizeof(sa)) ||
+        fvm_loop_io_add(c->vm->node->loop, c->fd, FVM_LOOP_IN, on_io, c, &c->io))
         lose(c);
 }
 
@@ -175,7 +176,8 @@ void node_console_open(struct node_vm *vm, struct node_call *call, bool history)
     struct viewer *v = c ? calloc(1, sizeof(*v)) : NULL;
     if (!v) {
         struct fvm_err err = {0};
-        fvm_err_set(&err, c ? FVM_ENOMEM : FVM_ESTATE, 0, "cluster", c ? "out of memory" : "VM %s has no console yet", vm->name);
+        fvm_err_set(&err, c ? FVM_ENOMEM : FVM_ESTATE, 0, "cluster", c ? "out of memory" : "VM %s has no console yet",
+                    vm->name);
         node_call_fail(call, &err);
         return;
     }

@@ -118,7 +118,8 @@ static void reply_come(struct node_control *c, json_t *msg)
     if (!json_is_true(json_object_get(msg, "ok"))) {
         json_t *error = json_object_get(msg, "error");
         const char *text = json_string_value(json_object_get(error, "text"));
-        fvm_err_set(&err, code_of(json_string_value(json_object_get(error, "code"))), 0, "vm", "%s", text ? text : "refused without a reason");
+        fvm_err_set(&err, code_of(json_string_value(json_object_get(error, "code"))), 0, "vm", "%s",
+                    text ? text : "refused without a reason");
         result = NULL;
     }
     finish_call(c, call, result, &err);
@@ -257,7 +258,8 @@ int node_control_open(struct fvm_loop *loop, const char *path, const struct node
         if (fd >= 0)
             close(fd);
         bool nobody = sys == ENOENT || sys == ECONNREFUSED || sys == EAGAIN;
-        return fvm_err_set(err, nobody ? FVM_ENOENT : fvm_err_from_errno(sys), sys, "cluster", "%s: %s", path, strerror(sys));
+        return fvm_err_set(err, nobody ? FVM_ENOENT : fvm_err_from_errno(sys), sys, "cluster", "%s: %s", path,
+                           strerror(sys));
     }
     struct node_control *c = calloc(1, sizeof(*c));
     if (!c) {

@@ -1,8 +1,9 @@
 /*
- * node_control.h - a node's end of a VM process' control socket (protocol: fvm_control.h): newline JSON, calls and events.
+ * node_control.h - a node's end of a VM process' control socket (protocol: fvm_control.h): newline JSON, calls and
+ * events.
  *
- * The VM process is ours, but what it says is checked like a stranger's: a line that is too long or not a JSON object closes
- * the connection. Thread: loop. Callbacks may close the control.
+ * The VM process is ours, but what it says is checked like a stranger's: a line that is too long or not a JSON object
+ * closes the connection. Thread: loop. Callbacks may close the control.
  */
 #ifndef FVM_CLUSTER_NODE_CONTROL_H
 #define FVM_CLUSTER_NODE_CONTROL_H
@@ -22,7 +23,8 @@ struct node_control_hooks {
     void *ctx;
 };
 
-/** err->code 0: success, `result` (borrowed) is the reply's object or NULL. Else err says what the VM, or the lack of an answer, said. */
+/** err->code 0: success, `result` (borrowed) is the reply's object or NULL. Else err says what the VM, or the lack of
+ * an answer, said. */
 typedef void (*node_control_done)(void *ctx, json_t *result, const struct fvm_err *err);
 
 /** Connects (a UNIX socket answers at once or not at all). FVM_ENOENT: nobody listens there (yet). */
@@ -31,6 +33,7 @@ int node_control_open(struct fvm_loop *loop, const char *path, const struct node
 /** Pending calls get their `done` with FVM_ECLOSED. */
 void node_control_close(struct node_control **control_p);
 /** Sends `request` (reference stolen; "id" is set here). When it says 0, done is called exactly once, later. */
-int node_control_call(struct node_control *control, json_t *request, unsigned timeout_ms, node_control_done done, void *ctx);
+int node_control_call(struct node_control *control, json_t *request, unsigned timeout_ms, node_control_done done,
+                      void *ctx);
 
 #endif

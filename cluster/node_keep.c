@@ -1,8 +1,8 @@
 /*
  * node_keep.c - the keeper: one small process per VM that waits for it and writes down how it ended (see node_proc.h).
  *
- * It holds no descriptor of the daemon but the report pipe, and ignores the signals of terminals and service managers: it ends when its
- * child does. The child gets the default signals back.
+ * It holds no descriptor of the daemon but the report pipe, and ignores the signals of terminals and service managers:
+ * it ends when its child does. The child gets the default signals back.
  *
  * Invariant: DIR/pid is complete before the child's first instruction, DIR/exit before the keeper is gone.
  */
@@ -34,7 +34,8 @@ uint64_t node_keep_start_time(int pid)
     text[n] = 0;
     char *p = strrchr(text, ')'); /* a process may have blanks and brackets in its name */
     unsigned long long start = 0;
-    if (!p || sscanf(p + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu", &start) != 1)
+    if (!p ||
+        sscanf(p + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu", &start) != 1)
         return 0;
     return start;
 }
@@ -79,8 +80,8 @@ void node_proc_keep(const char *dir, char *const *argv)
         fprintf(stderr, "fvm-node: cannot start a process: %s\n", strerror(errno));
         _exit(1);
     }
-    snprintf(text, sizeof(text), "%d %llu %d %llu\n", (int)pid, (unsigned long long)node_keep_start_time(pid), (int)getpid(),
-             (unsigned long long)node_keep_start_time(getpid()));
+    snprintf(text, sizeof(text), "%d %llu %d %llu\n", (int)pid, (unsigned long long)node_keep_start_time(pid),
+             (int)getpid(), (unsigned long long)node_keep_start_time(getpid()));
     write_file(dir, "pid", text);
     if (write(NODE_KEEP_REPORT_FD, text, strlen(text)) < 0) {
         /* the daemon died meanwhile; it will read the file */

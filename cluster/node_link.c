@@ -1,8 +1,8 @@
 /*
  * node_link.c - this node's connections to the others: one connecting port each, made when first needed, kept.
  *
- * Invariant: each call ends once: by its reply, its time-out, or the loss of the connection (then nobody knows whether it
- * was carried out, and the caller looks at the record in the store).
+ * Invariant: each call ends once: by its reply, its time-out, or the loss of the connection (then nobody knows whether
+ * it was carried out, and the caller looks at the record in the store).
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -121,8 +121,8 @@ static struct node_link *get_link(struct node *node, const char *name, struct fv
     return link;
 }
 
-int node_link_call(struct node *node, const char *name, Fvm__Request *request, unsigned timeout_ms, node_link_done done, void *ctx,
-                   struct fvm_err *err)
+int node_link_call(struct node *node, const char *name, Fvm__Request *request, unsigned timeout_ms, node_link_done done,
+                   void *ctx, struct fvm_err *err)
 {
     struct node_link *link = get_link(node, name, err);
     struct pending *p = link ? calloc(1, sizeof(*p)) : NULL;
@@ -170,7 +170,8 @@ static void tell_due(struct node_link *link, struct pending *p, bool dropped)
 {
     struct fvm_err err = {0};
     if (fvm_port_link(link->port) == FVM_PORT_REFUSED)
-        fvm_err_set(&err, FVM_EAUTH, 0, "cluster", "node %s refuses this node's key: is its cluster.json up to date?", link->name);
+        fvm_err_set(&err, FVM_EAUTH, 0, "cluster", "node %s refuses this node's key: is its cluster.json up to date?",
+                    link->name);
     else if (dropped)
         fvm_err_set(&err, FVM_ECLOSED, 0, "cluster", "node %s: connection lost", link->name);
     else

@@ -1,6 +1,6 @@
 /*
- * node_member.c - membership: the lease that says this node lives, the heartbeat that says since when it did not, and the
- * allow-list that says who may speak to it.
+ * node_member.c - membership: the lease that says this node lives, the heartbeat that says since when it did not, and
+ * the allow-list that says who may speak to it.
  *
  * Losing the store stops no guest: ownership then just does not move. It is logged once when lost and once when back.
  *
@@ -29,14 +29,15 @@ bool node_member_allow(void *ctx, const char *public_key, const char *addr)
     uint64_t refused = 0, now = fvm_now_ns();
     if (!known) {
         refused = ++node->refused;
-        tell = now - node->refused_logged_ns > 1000000000ull; /* a peer that tries again and again must not fill the disk */
+        tell = now - node->refused_logged_ns >
+               1000000000ull; /* a peer that tries again and again must not fill the disk */
         if (tell)
             node->refused_logged_ns = now;
     }
     pthread_mutex_unlock(&node->dir_lock);
     if (tell)
-        fvm_log(WARN, "node.peer_refused", "key=%s addr=%s refused_so_far=%llu why=\"not in cluster.json\"", public_key, addr,
-                (unsigned long long)refused);
+        fvm_log(WARN, "node.peer_refused", "key=%s addr=%s refused_so_far=%llu why=\"not in cluster.json\"", public_key,
+                addr, (unsigned long long)refused);
     return known;
 }
 
@@ -71,13 +72,15 @@ void node_member_reload(struct node *node)
 
 /* ---- lease ---- */
 
-/* Who holds the name: "<boot id> <pid> <start time>", so that our own successor need not wait for the lease to run out. */
+/* Who holds the name: "<boot id> <pid> <start time>", so that our own successor need not wait for the lease to run out.
+ */
 static void identity(char *buf, size_t size)
 {
     char *boot = NULL;
     if (fvm_dir_read_file("/proc/sys/kernel/random/boot_id", 64, &boot, NULL, NULL) == 0)
         boot[strcspn(boot, "\n")] = 0;
-    snprintf(buf, size, "%s %d %llu", boot ? boot : "?", (int)getpid(), (unsigned long long)node_keep_start_time(getpid()));
+    snprintf(buf, size, "%s %d %llu", boot ? boot : "?", (int)getpid(),
+             (unsigned long long)node_keep_start_time(getpid()));
     free(boot);
 }
 
@@ -95,13 +98,16 @@ static int judge_holder(struct node *node, const char *key, uint64_t *ret_revisi
     int pid = 0, my_pid = 0;
     unsigned long long start = 0, my_start = 0;
     identity(me, sizeof(me));
-    bool parsed = sscanf(item.value, "%63s %d %llu", boot, &pid, &start) == 3 && sscanf(me, "%63s %d %llu", mine, &my_pid, &my_start) == 3;
+    bool parsed = sscanf(item.value, "%63s %d %llu", boot, &pid, &start) == 3 &&
+                  sscanf(me, "%63s %d %llu", mine, &my_pid, &my_start) == 3;
     bool here = parsed && strcmp(boot, mine) == 0;
     *ret_revision = item.revision;
     if (here && node_keep_start_time(pid) != start)
         rc = 0; /* it ran on this kernel and is gone */
     else
-        rc = fvm_err_set(err, FVM_EBUSY, 0, "cluster", here ? "a node %s runs already, as pid %d" : "a node %s runs elsewhere, or did seconds ago (pid %d): wait for its lease to end",
+        rc = fvm_err_set(err, FVM_EBUSY, 0, "cluster",
+                         here ? "a node %s runs already, as pid %d"
+                              : "a node %s runs elsewhere, or did seconds ago (pid %d): wait for its lease to end",
                          node->name, pid);
     fvm_store_item_fini(&item);
     return rc;

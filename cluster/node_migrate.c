@@ -1,6 +1,6 @@
 /*
- * node_migrate.c - the nodes' part in a migration: the two VM processes move the guest between themselves (migrate/) and swap
- * the record; the nodes only bring them together and tell the operator.
+ * node_migrate.c - the nodes' part in a migration: the two VM processes move the guest between themselves (migrate/)
+ * and swap the record; the nodes only bring them together and tell the operator.
  *
  *   operator     source's node              source process   destination's node        destination process
  *     migrate -----> |-- migrate-key -------------> |                |
@@ -35,7 +35,8 @@ void node_move_free(struct node_vm *vm)
     node_link_cancel(vm->node, vm);
     if (m->call) {
         struct fvm_err err = {0};
-        fvm_err_set(&err, FVM_ECLOSED, 0, "cluster", "node %s stopped watching; \"vm show %s\" tells how it ended", vm->node->name, vm->name);
+        fvm_err_set(&err, FVM_ECLOSED, 0, "cluster", "node %s stopped watching; \"vm show %s\" tells how it ended",
+                    vm->node->name, vm->name);
         m->call->cancelled = NULL;
         node_call_fail(m->call, &err);
     }
@@ -113,8 +114,13 @@ static void move_done(struct node_vm *vm, json_t *event)
     bool rehearsed = m->dry_run && strcmp(outcome, "stayed") == 0 && !word(event, "error")[0];
     if (!moved && !rehearsed) {
         bool unknown = strcmp(outcome, "unknown") == 0;
-        fvm_err_set(&err, m->cancelled ? FVM_ECANCELLED : unknown ? FVM_EIO : FVM_ESTATE, 0, "cluster", "VM %s %s: %s", vm->name,
-                    unknown ? "is paused here, because the store does not say who owns it" : "stays on its node, the migration came to nothing",
+        fvm_err_set(&err,
+                    m->cancelled ? FVM_ECANCELLED
+                    : unknown    ? FVM_EIO
+                                 : FVM_ESTATE,
+                    0, "cluster", "VM %s %s: %s", vm->name,
+                    unknown ? "is paused here, because the store does not say who owns it"
+                            : "stays on its node, the migration came to nothing",
                     word(event, "error"));
         move_failed(vm, &err);
         return;
@@ -127,11 +133,15 @@ static void move_done(struct node_vm *vm, json_t *event)
     p.phase = (char *)"done";
     p.owner = moved ? m->to : vm->node->name;
     p.finished = true;
-    snprintf(text, sizeof(text), moved ? "VM %s runs on node %s" : "rehearsal of VM %s to node %s went well, it runs on here", vm->name, m->to);
+    snprintf(text, sizeof(text),
+             moved ? "VM %s runs on node %s" : "rehearsal of VM %s to node %s went well, it runs on here", vm->name,
+             m->to);
     reply.text = text;
     reply.progress = &p;
-    fvm_log(INFO, "vm.migrated", "vm=%s to=%s outcome=%s blackout_ms=%.1f total_ms=%.0f bytes=%llu rounds=%u verified=%d", vm->name, m->to, outcome,
-            (double)p.blackout_ns / 1e6, (double)p.total_ns / 1e6, (unsigned long long)p.sent_bytes, p.rounds, p.verified);
+    fvm_log(INFO, "vm.migrated",
+            "vm=%s to=%s outcome=%s blackout_ms=%.1f total_ms=%.0f bytes=%llu rounds=%u verified=%d", vm->name, m->to,
+            outcome, (double)p.blackout_ns / 1e6, (double)p.total_ns / 1e6, (unsigned long long)p.sent_bytes, p.rounds,
+            p.verified);
     m->call = NULL;
     if (rehearsed)
         drop_destination(vm, m->to);
@@ -175,7 +185,8 @@ void node_migrate_ended(struct node_vm *vm, const struct node_proc_end *end)
     if (!vm->leaving)
         return;
     if (fvm_vmrecord_get(vm->node->store, vm->name, &r, NULL, &err) == 0)
-        fvm_err_set(&err, FVM_EIO, 0, "cluster", "the process of VM %s died during the migration; its owner is node %s (%s)", vm->name, r.owner,
+        fvm_err_set(&err, FVM_EIO, 0, "cluster",
+                    "the process of VM %s died during the migration; its owner is node %s (%s)", vm->name, r.owner,
                     fvm_ho_phase_text(r.phase));
     move_failed(vm, &err);
 }
@@ -198,10 +209,13 @@ static void on_ready(void *ctx, const Fvm__Reply *reply, const struct fvm_err *e
         fvm_err_set(&why, FVM_EPROTO, 0, "cluster", "node %s gave no usable address", m->to);
     if (!why.code && m->cancelled)
         fvm_err_set(&why, FVM_ECANCELLED, 0, "cluster", "cancelled before anything was sent");
-    json_t *request = why.code ? NULL : json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:s, s:b}", "cmd", "migrate", "self", vm->node->name,
-                                "to_name", m->to, "to_addr", reply->ready->address, "to_key", reply->ready->public_key, "store",
-                                fvm_store_url(vm->node->store), "vm", vm->name, "max_downtime_ms", (json_int_t)m->max_downtime_ms, "deadline_ms",
-                                (json_int_t)m->deadline_ms, "on_miss", m->on_miss, "dry_run", (int)m->dry_run);
+    json_t *request = why.code
+                          ? NULL
+                          : json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:s, s:b}", "cmd", "migrate",
+                                      "self", vm->node->name, "to_name", m->to, "to_addr", reply->ready->address,
+                                      "to_key", reply->ready->public_key, "store", fvm_store_url(vm->node->store), "vm",
+                                      vm->name, "max_downtime_ms", (json_int_t)m->max_downtime_ms, "deadline_ms",
+                                      (json_int_t)m->deadline_ms, "on_miss", m->on_miss, "dry_run", (int)m->dry_run);
     if (!why.code && (!vm->control || node_control_call(vm->control, request, READY_MS, on_migrate_reply, vm)))
         fvm_err_set(&why, FVM_ECLOSED, 0, "cluster", "VM %s: its control socket does not answer", vm->name);
     if (why.code)
@@ -247,7 +261,8 @@ static void on_cancelled(struct node_call *call)
     struct node_move *m = vm->leaving;
     m->cancelled = true;
     if (m->started && vm->control)
-        (void)node_control_call(vm->control, json_pack("{s:s}", "cmd", "migrate-cancel"), NODE_ASK_MS, on_cancel_reply, vm);
+        (void)node_control_call(vm->control, json_pack("{s:s}", "cmd", "migrate-cancel"), NODE_ASK_MS, on_cancel_reply,
+                                vm);
 }
 
 static int check_move(struct node_vm *vm, const Fvm__VmMigrate *r, struct fvm_err *err)
@@ -255,7 +270,8 @@ static int check_move(struct node_vm *vm, const Fvm__VmMigrate *r, struct fvm_er
     struct node *node = vm->node;
     struct fvm_ho_record record;
     if (vm->leaving)
-        return fvm_err_set(err, FVM_ESTATE, 0, "cluster", "VM %s is being migrated to node %s already", vm->name, vm->leaving->to);
+        return fvm_err_set(err, FVM_ESTATE, 0, "cluster", "VM %s is being migrated to node %s already", vm->name,
+                           vm->leaving->to);
     if (strcmp(r->to, node->name) == 0)
         return fvm_err_set(err, FVM_EINVAL, 0, "cluster", "VM %s is on node %s already", vm->name, node->name);
     if (!fvm_dir_find(&node->dir, FVM_DIR_NODE, r->to))
@@ -268,11 +284,13 @@ static int check_move(struct node_vm *vm, const Fvm__VmMigrate *r, struct fvm_er
         return fvm_err_set(err, FVM_EBUSY, 0, "cluster", "VM %s: its control socket does not answer", vm->name);
     for (size_t i = 0; i < vm->config->n_nets; i++)
         if (strcmp(vm->config->nets[i]->kind, "switch:@") && strncmp(vm->config->nets[i]->kind, "user", 4))
-            return fvm_err_set(err, FVM_EUNSUPPORTED, 0, "cluster", "VM %s: its network %s is of this host; use --net switch", vm->name,
+            return fvm_err_set(err, FVM_EUNSUPPORTED, 0, "cluster",
+                               "VM %s: its network %s is of this host; use --net switch", vm->name,
                                vm->config->nets[i]->kind);
     int rc = fvm_vmrecord_get(node->store, vm->name, &record, NULL, err);
     if (!rc && record.phase != FVM_HO_STABLE)
-        rc = fvm_err_set(err, FVM_ESTATE, 0, "cluster", "VM %s is %s already", vm->name, fvm_ho_phase_text(record.phase));
+        rc = fvm_err_set(err, FVM_ESTATE, 0, "cluster", "VM %s is %s already", vm->name,
+                         fvm_ho_phase_text(record.phase));
     return rc;
 }
 
@@ -283,13 +301,15 @@ void node_migrate_start(struct node_call *call, struct node_vm *vm, const Fvm__V
     if (!check_move(vm, r, &err) && !(m = calloc(1, sizeof(*m))))
         fvm_err_set(&err, FVM_ENOMEM, 0, "cluster", "out of memory");
     if (!err.code) {
-        *m = (struct node_move){.call = call, .max_downtime_ms = r->max_downtime_ms, .deadline_ms = r->deadline_ms, .dry_run = r->dry_run};
+        *m = (struct node_move){
+            .call = call, .max_downtime_ms = r->max_downtime_ms, .deadline_ms = r->deadline_ms, .dry_run = r->dry_run};
         snprintf(m->to, sizeof(m->to), "%s", r->to);
         snprintf(m->on_miss, sizeof(m->on_miss), "%s", r->on_miss[0] ? r->on_miss : "cancel");
         vm->leaving = m;
         call->ctx = vm;
         call->cancelled = on_cancelled;
-        if (node_control_call(vm->control, json_pack("{s:s}", "cmd", "migrate-key"), NODE_ASK_MS * 2, on_key, vm) == 0) {
+        if (node_control_call(vm->control, json_pack("{s:s}", "cmd", "migrate-key"), NODE_ASK_MS * 2, on_key, vm) ==
+            0) {
             fvm_log(INFO, "vm.migrate", "vm=%s to=%s by=\"%s\"", vm->name, m->to, call->who);
             return;
         }
@@ -341,8 +361,8 @@ void node_incoming_connected(struct node_vm *vm)
 {
     if (!vm->coming) /* adopted: it knows already */
         return;
-    json_t *request = json_pack("{s:s, s:s, s:s, s:s, s:s}", "cmd", "incoming", "self", vm->node->name, "store", fvm_store_url(vm->node->store), "vm",
-                                vm->name, "allow", vm->coming->source_key);
+    json_t *request = json_pack("{s:s, s:s, s:s, s:s, s:s}", "cmd", "incoming", "self", vm->node->name, "store",
+                                fvm_store_url(vm->node->store), "vm", vm->name, "allow", vm->coming->source_key);
     if (node_control_call(vm->control, request, READY_MS, on_listening, vm))
         node_proc_kill(vm->proc, SIGKILL);
 }
@@ -359,16 +379,18 @@ static int check_incoming(struct node_call *call, const Fvm__Incoming *r, struct
     if (!rc)
         rc = fvm_vmrecord_get(node->store, r->name, &record, NULL, err);
     if (!rc && (record.phase != FVM_HO_STABLE || strcmp(record.owner, call->who + 5)))
-        rc = fvm_err_set(err, FVM_ESTATE, 0, "cluster", "%s does not own VM %s (node %s does, %s)", call->who, r->name, record.owner,
-                         fvm_ho_phase_text(record.phase));
+        rc = fvm_err_set(err, FVM_ESTATE, 0, "cluster", "%s does not own VM %s (node %s does, %s)", call->who, r->name,
+                         record.owner, fvm_ho_phase_text(record.phase));
     return rc;
 }
 
-/* The guest left here a moment ago, or an attempt came to nothing: that process is about to end, and its end starts the next. */
+/* The guest left here a moment ago, or an attempt came to nothing: that process is about to end, and its end starts the
+ * next. */
 static int wait_for_end(struct node_call *call, const Fvm__Incoming *r, struct node_vm *old, struct fvm_err *err)
 {
     if (old->queued)
-        return fvm_err_set(err, FVM_EBUSY, 0, "cluster", "VM %s is on its way to node %s already", old->name, call->node->name);
+        return fvm_err_set(err, FVM_EBUSY, 0, "cluster", "VM %s is on its way to node %s already", old->name,
+                           call->node->name);
     size_t len = fvm__incoming__get_packed_size(r);
     uint8_t *data = malloc(len + 1);
     struct node_queued *q = calloc(1, sizeof(*q));

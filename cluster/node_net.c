@@ -1,8 +1,9 @@
 /*
- * node_net.c - the node's switch (net/switch.h) and its links to the switches of all other members, over the nodes' ports.
+ * node_net.c - the node's switch (net/switch.h) and its links to the switches of all other members, over the nodes'
+ * ports.
  *
- * One node may be the gateway: there libslirp gives the guests a way out and the host's forwards a way in. Guests keep their
- * connections through it wherever they run. /net/gateway in the store keeps it to one node.
+ * One node may be the gateway: there libslirp gives the guests a way out and the host's forwards a way in. Guests keep
+ * their connections through it wherever they run. /net/gateway in the store keeps it to one node.
  *
  * Invariant: one link per other member of cluster.json, so that the mesh is full.
  */
@@ -102,7 +103,8 @@ static int claim_gateway(struct node *node, struct fvm_err *err)
     uint64_t expect = 0;
     if (fvm_store_get(node->store, "/net/gateway", &item, NULL) == 0) {
         if (strcmp(item.value, node->name) && node_member_up(node, item.value)) {
-            int rc = fvm_err_set(err, FVM_EBUSY, 0, "cluster", "node %s is the gateway already: start only one node with --gateway", item.value);
+            int rc = fvm_err_set(err, FVM_EBUSY, 0, "cluster",
+                                 "node %s is the gateway already: start only one node with --gateway", item.value);
             fvm_store_item_fini(&item);
             return rc;
         }

@@ -1,8 +1,10 @@
 /*
- * node_ops.c - what operators ask of a node. Each handler checks, acts or starts acting, and sees to it that the call ends.
+ * node_ops.c - what operators ask of a node. Each handler checks, acts or starts acting, and sees to it that the call
+ * ends.
  *
- * A request about a VM that another node owns is answered with a redirect: the operator's tool goes there itself, so a node
- * never speaks for another. Invariant: what is said of a VM's state is its record and, for a process here, its own word.
+ * A request about a VM that another node owns is answered with a redirect: the operator's tool goes there itself, so a
+ * node never speaks for another. Invariant: what is said of a VM's state is its record and, for a process here, its own
+ * word.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -151,9 +153,11 @@ static void vm_start(struct node_call *call, const char *name)
     if (!get_mine(call, name, &known))
         return;
     if (strcmp(known.record->phase, "stable"))
-        fvm_err_set(&err, FVM_ESTATE, 0, "cluster", "VM %s is %s: wait until that has ended", name, known.record->phase);
+        fvm_err_set(&err, FVM_ESTATE, 0, "cluster", "VM %s is %s: wait until that has ended", name,
+                    known.record->phase);
     else if (node_vm_find(call->node, name))
-        fvm_err_set(&err, FVM_ESTATE, 0, "cluster", "VM %s is %s already", name, node_vm_state_text(node_vm_find(call->node, name)));
+        fvm_err_set(&err, FVM_ESTATE, 0, "cluster", "VM %s is %s already", name,
+                    node_vm_state_text(node_vm_find(call->node, name)));
     else if (node_vm_start(call->node, name, known.config, NULL, &vm, &err) == 0)
         vm->starter = call;
     if (err.code)
@@ -188,7 +192,8 @@ static void vm_delete(struct node_call *call, const char *name)
         node_call_fail(call, &err);
         return;
     }
-    if (vmdb_get(call->node->store, name, &known, NULL) == FVM_ENOENT) { /* what a crash in the middle of create or delete left */
+    if (vmdb_get(call->node->store, name, &known, NULL) ==
+        FVM_ENOENT) { /* what a crash in the middle of create or delete left */
         if (vmdb_delete(call->node->store, name, 0, NULL))
             fail(call, FVM_ENOENT, "no VM \"%s\" in this cluster%s", name, "");
         else
@@ -198,7 +203,8 @@ static void vm_delete(struct node_call *call, const char *name)
     if (!get_mine(call, name, &known))
         return;
     if (node_vm_find(call->node, name))
-        fvm_err_set(&err, FVM_ESTATE, 0, "cluster", "VM %s is %s: stop it first", name, node_vm_state_text(node_vm_find(call->node, name)));
+        fvm_err_set(&err, FVM_ESTATE, 0, "cluster", "VM %s is %s: stop it first", name,
+                    node_vm_state_text(node_vm_find(call->node, name)));
     else
         vmdb_delete(call->node->store, name, known.record_revision, &err);
     vmdb_vm_fini(&known);
@@ -274,21 +280,53 @@ static void holding(struct node_call *call, const char *name)
 void node_ops_handle(struct node_call *call, const Fvm__Request *r)
 {
     switch (r->what_case) {
-    case FVM__REQUEST__WHAT_PING: node_call_text(call, "node %s, fvm %s", call->node->name, FVM_VERSION); break;
-    case FVM__REQUEST__WHAT_NODE_LIST: node_list(call); break;
-    case FVM__REQUEST__WHAT_VM_LIST: vm_list(call, NULL); break;
-    case FVM__REQUEST__WHAT_VM_SHOW: vm_list(call, r->vm_show->name); break;
-    case FVM__REQUEST__WHAT_VM_CREATE: vm_create(call, r->vm_create->config); break;
-    case FVM__REQUEST__WHAT_VM_START: vm_start(call, r->vm_start->name); break;
-    case FVM__REQUEST__WHAT_VM_STOP: vm_stop(call, r->vm_stop); break;
-    case FVM__REQUEST__WHAT_VM_DELETE: vm_delete(call, r->vm_delete->name); break;
-    case FVM__REQUEST__WHAT_VM_PAUSE: vm_command(call, r->vm_pause->name, "pause"); break;
-    case FVM__REQUEST__WHAT_VM_RESUME: vm_command(call, r->vm_resume->name, "resume"); break;
-    case FVM__REQUEST__WHAT_VM_MIGRATE: migrate(call, r->vm_migrate); break;
-    case FVM__REQUEST__WHAT_CONSOLE: console(call, r->console); break;
-    case FVM__REQUEST__WHAT_INCOMING: node_incoming_start(call, r->incoming); break;
-    case FVM__REQUEST__WHAT_INCOMING_DROP: node_incoming_drop(call, r->incoming_drop->name); break;
-    case FVM__REQUEST__WHAT_HOLDING: holding(call, r->holding->name); break;
-    default: fail(call, FVM_EUNSUPPORTED, "node %s does not know this request: upgrade its fvm%s", call->node->name, ""); break;
+    case FVM__REQUEST__WHAT_PING:
+        node_call_text(call, "node %s, fvm %s", call->node->name, FVM_VERSION);
+        break;
+    case FVM__REQUEST__WHAT_NODE_LIST:
+        node_list(call);
+        break;
+    case FVM__REQUEST__WHAT_VM_LIST:
+        vm_list(call, NULL);
+        break;
+    case FVM__REQUEST__WHAT_VM_SHOW:
+        vm_list(call, r->vm_show->name);
+        break;
+    case FVM__REQUEST__WHAT_VM_CREATE:
+        vm_create(call, r->vm_create->config);
+        break;
+    case FVM__REQUEST__WHAT_VM_START:
+        vm_start(call, r->vm_start->name);
+        break;
+    case FVM__REQUEST__WHAT_VM_STOP:
+        vm_stop(call, r->vm_stop);
+        break;
+    case FVM__REQUEST__WHAT_VM_DELETE:
+        vm_delete(call, r->vm_delete->name);
+        break;
+    case FVM__REQUEST__WHAT_VM_PAUSE:
+        vm_command(call, r->vm_pause->name, "pause");
+        break;
+    case FVM__REQUEST__WHAT_VM_RESUME:
+        vm_command(call, r->vm_resume->name, "resume");
+        break;
+    case FVM__REQUEST__WHAT_VM_MIGRATE:
+        migrate(call, r->vm_migrate);
+        break;
+    case FVM__REQUEST__WHAT_CONSOLE:
+        console(call, r->console);
+        break;
+    case FVM__REQUEST__WHAT_INCOMING:
+        node_incoming_start(call, r->incoming);
+        break;
+    case FVM__REQUEST__WHAT_INCOMING_DROP:
+        node_incoming_drop(call, r->incoming_drop->name);
+        break;
+    case FVM__REQUEST__WHAT_HOLDING:
+        holding(call, r->holding->name);
+        break;
+    default:
+        fail(call, FVM_EUNSUPPORTED, "node %s does not know this request: upgrade its fvm%s", call->node->name, "");
+        break;
     }
 }

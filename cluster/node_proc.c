@@ -1,8 +1,8 @@
 /*
  * node_proc.c - starting, adopting and watching a VM's process through its keeper (see node_proc.h).
  *
- * Invariant: `ended` is called once, and only after both the VM's process and its keeper are gone, so DIR/exit is as complete
- * as it will ever be. Processes are held by pidfd, checked against the recorded start time after opening: a
+ * Invariant: `ended` is called once, and only after both the VM's process and its keeper are gone, so DIR/exit is as
+ * complete as it will ever be. Processes are held by pidfd, checked against the recorded start time after opening: a
  * recycled pid is never signalled.
  */
 #include "cluster/node_proc.h"
@@ -31,7 +31,10 @@ struct node_proc {
     void *ctx;
 };
 
-static void path_of(const char *dir, const char *name, char *buf, size_t size) { snprintf(buf, size, "%.4000s/%s", dir, name); }
+static void path_of(const char *dir, const char *name, char *buf, size_t size)
+{
+    snprintf(buf, size, "%.4000s/%s", dir, name);
+}
 
 static int open_pidfd(int pid, uint64_t start)
 {
@@ -197,7 +200,8 @@ int node_proc_spawn(struct fvm_loop *loop, const char *dir, char *const *argv, n
     remove_files(dir);
     path_of(dir, "log", log, sizeof(log));
     if (pipe2(report, O_CLOEXEC))
-        return fvm_err_set(err, fvm_err_from_errno(errno), errno, "cluster", "cannot start a process: %s", strerror(errno));
+        return fvm_err_set(err, fvm_err_from_errno(errno), errno, "cluster", "cannot start a process: %s",
+                           strerror(errno));
     pid_t pid = fork();
     if (pid == 0)
         become_keeper(log, report[1], args);
@@ -218,8 +222,8 @@ int node_proc_spawn(struct fvm_loop *loop, const char *dir, char *const *argv, n
     return rc;
 }
 
-int node_proc_adopt(struct fvm_loop *loop, const char *dir, node_proc_ended ended, void *ctx, struct node_proc **ret_proc,
-                    struct node_proc_end *ret_end, struct fvm_err *err)
+int node_proc_adopt(struct fvm_loop *loop, const char *dir, node_proc_ended ended, void *ctx,
+                    struct node_proc **ret_proc, struct node_proc_end *ret_end, struct fvm_err *err)
 {
     char path[4200], *line = NULL;
     path_of(dir, "pid", path, sizeof(path));

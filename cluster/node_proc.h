@@ -1,5 +1,6 @@
 /*
- * node_proc.h - a VM's process: started through a small keeper that outlives the daemon, found again after the daemon's restart.
+ * node_proc.h - a VM's process: started through a small keeper that outlives the daemon, found again after the daemon's
+ * restart.
  *
  *   fvm-node --> keeper (fvm-node --keep, its own session) --> fvm run ...
  *                  writes DIR/pid:  "<pid> <start time> <keeper pid> <keeper start time>"
@@ -28,11 +29,11 @@ typedef void (*node_proc_ended)(void *ctx, const struct node_proc_end *end);
 int node_proc_spawn(struct fvm_loop *loop, const char *dir, char *const *argv, node_proc_ended ended, void *ctx,
                     struct node_proc **ret_proc, struct fvm_err *err);
 /**
- * Finds the process of DIR again. FVM_ENOENT: none was started, or it has ended and *ret_end says how (this is told once:
- * the files are removed).
+ * Finds the process of DIR again. FVM_ENOENT: none was started, or it has ended and *ret_end says how (this is told
+ * once: the files are removed).
  */
-int node_proc_adopt(struct fvm_loop *loop, const char *dir, node_proc_ended ended, void *ctx, struct node_proc **ret_proc,
-                    struct node_proc_end *ret_end, struct fvm_err *err);
+int node_proc_adopt(struct fvm_loop *loop, const char *dir, node_proc_ended ended, void *ctx,
+                    struct node_proc **ret_proc, struct node_proc_end *ret_end, struct fvm_err *err);
 void node_proc_destroy(struct node_proc **proc_p); /* forgets it; the process goes on */
 int node_proc_pid(const struct node_proc *proc);
 int node_proc_kill(struct node_proc *proc, int signo);

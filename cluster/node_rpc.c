@@ -1,8 +1,8 @@
 /*
  * node_rpc.c - requests come in at the port, become calls, and each call ends with exactly one last reply.
  *
- * Only members reach this code (CURVE and the allow-list are before it), yet a member's message is checked like anybody's. Requests for
- * nodes only are refused to operators. Who called what is logged.
+ * Only members reach this code (CURVE and the allow-list are before it), yet a member's message is checked like
+ * anybody's. Requests for nodes only are refused to operators. Who called what is logged.
  *
  * Invariant: a call is on node->calls until it ends; ending frees it.
  */
@@ -96,12 +96,14 @@ static void refuse(struct node *node, const struct fvm_port_peer *peer, uint64_t
     (void)fvm_rpc_send_reply(node->port, peer, &reply);
 }
 
-static void begin_call(struct node *node, const struct fvm_port_peer *peer, uint64_t session, const char *who, const Fvm__Request *request)
+static void begin_call(struct node *node, const struct fvm_port_peer *peer, uint64_t session, const char *who,
+                       const Fvm__Request *request)
 {
     struct fvm_err err = {0};
     struct node_call *call = NULL;
     if (node->call_count >= NODE_CALLS_MAX)
-        fvm_err_set(&err, FVM_EBUSY, 0, "cluster", "node %s serves %d requests already, try later", node->name, NODE_CALLS_MAX);
+        fvm_err_set(&err, FVM_EBUSY, 0, "cluster", "node %s serves %d requests already, try later", node->name,
+                    NODE_CALLS_MAX);
     else if (find_call(node, peer, session, request->id))
         fvm_err_set(&err, FVM_EPROTO, 0, "cluster", "a request of that id is being served");
     else if (request->what_case >= FVM__REQUEST__WHAT_INCOMING && strncmp(who, "node ", 5))
@@ -119,7 +121,8 @@ static void begin_call(struct node *node, const struct fvm_port_peer *peer, uint
     node_ops_handle(call, request);
 }
 
-static void handle_request(struct node *node, const struct fvm_port_peer *peer, uint64_t session, const char *who, const Fvm__Request *request)
+static void handle_request(struct node *node, const struct fvm_port_peer *peer, uint64_t session, const char *who,
+                           const Fvm__Request *request)
 {
     struct node_call *call = NULL;
     switch (request->what_case) {

@@ -30,7 +30,10 @@ struct node_vm *node_vm_find(struct node *node, const char *name)
     return NULL;
 }
 
-void node_vm_path(const struct node_vm *vm, const char *file, char *buf, size_t size) { snprintf(buf, size, "%.4000s/%s", vm->dir, file); }
+void node_vm_path(const struct node_vm *vm, const char *file, char *buf, size_t size)
+{
+    snprintf(buf, size, "%.4000s/%s", vm->dir, file);
+}
 
 bool node_vm_owned(struct node *node, const char *name)
 {
@@ -43,18 +46,24 @@ void node_vm_publish(struct node_vm *vm, const char *state, const char *reason, 
     struct fvm_err err = {0};
     struct node *node = vm->node;
     fvm_log(INFO, "vm.state", "vm=%s state=%s reason=\"%s\"", vm->name, state, reason);
-    if (node_vm_owned(node, vm->name) && vmdb_status_set(node->store, vm->name, node->name, state, reason, exit_status, &err))
+    if (node_vm_owned(node, vm->name) &&
+        vmdb_status_set(node->store, vm->name, node->name, state, reason, exit_status, &err))
         fvm_log(WARN, "vm.status_unwritten", "vm=%s why=\"%s\"", vm->name, err.text);
 }
 
 const char *node_vm_state_text(const struct node_vm *vm)
 {
     switch (vm->state) {
-    case NODE_VM_STARTING: return "starting";
-    case NODE_VM_INCOMING: return "incoming";
-    case NODE_VM_STOPPING: return "stopping";
-    case NODE_VM_STOPPED: return "stopped";
-    case NODE_VM_UP: break;
+    case NODE_VM_STARTING:
+        return "starting";
+    case NODE_VM_INCOMING:
+        return "incoming";
+    case NODE_VM_STOPPING:
+        return "stopping";
+    case NODE_VM_STOPPED:
+        return "stopped";
+    case NODE_VM_UP:
+        break;
     }
     return vm->leaving ? "migrating" : vm->live[0] ? vm->live : "unknown";
 }
@@ -70,7 +79,8 @@ void node_vm_set_live(struct node_vm *vm, const char *state)
 
 /* ---- the end ---- */
 
-static void describe_end(const struct node_vm *vm, const struct node_proc_end *end, const char **ret_state, char *text, size_t size, int *ret_exit)
+static void describe_end(const struct node_vm *vm, const struct node_proc_end *end, const char **ret_state, char *text,
+                         size_t size, int *ret_exit)
 {
     char words[300];
     *ret_state = "stopped";
@@ -83,9 +93,11 @@ static void describe_end(const struct node_vm *vm, const struct node_proc_end *e
     else if (end->how == NODE_PROC_UNKNOWN)
         snprintf(text, size, "ended while nobody watched (the machine went down, or its keeper was killed)");
     else if (end->how == NODE_PROC_SIGNAL)
-        snprintf(text, size, "its process died by signal %d (%s)%s%s", end->value, strsignal(end->value), words[0] ? ": " : "", words);
+        snprintf(text, size, "its process died by signal %d (%s)%s%s", end->value, strsignal(end->value),
+                 words[0] ? ": " : "", words);
     else
-        snprintf(text, size, "ended with status %d%s%s", end->value, vm->ending[0] || words[0] ? ": " : "", vm->ending[0] ? vm->ending : words);
+        snprintf(text, size, "ended with status %d%s%s", end->value, vm->ending[0] || words[0] ? ": " : "",
+                 vm->ending[0] ? vm->ending : words);
     bool debug_exit = end->how == NODE_PROC_EXIT && strstr(vm->ending, "debug-exit");
     if (!vm->killed && !debug_exit && (end->how != NODE_PROC_EXIT || end->value))
         *ret_state = "crashed";
@@ -140,7 +152,8 @@ static void on_ended(void *ctx, const struct node_proc_end *end)
     int exit_status;
     struct fvm_ho_record r;
     describe_end(vm, end, &state, reason, sizeof(reason), &exit_status);
-    if (fvm_vmrecord_get(vm->node->store, vm->name, &r, NULL, NULL) == 0 && strcmp(r.owner, vm->node->name) && r.phase == FVM_HO_STABLE)
+    if (fvm_vmrecord_get(vm->node->store, vm->name, &r, NULL, NULL) == 0 && strcmp(r.owner, vm->node->name) &&
+        r.phase == FVM_HO_STABLE)
         snprintf(dest, sizeof(dest), "%s", r.owner);
     drop_connections(vm, dest);
     vm->state = NODE_VM_STOPPED;
@@ -229,7 +242,8 @@ static void on_status(void *ctx, json_t *result, const struct fvm_err *err)
     if (vm->starter) {
         struct node_call *call = vm->starter;
         vm->starter = NULL;
-        node_call_text(call, "VM %s is %s on node %s, pid %d", vm->name, vm->live, vm->node->name, node_proc_pid(vm->proc));
+        node_call_text(call, "VM %s is %s on node %s, pid %d", vm->name, vm->live, vm->node->name,
+                       node_proc_pid(vm->proc));
     }
 }
 
@@ -251,7 +265,8 @@ static void try_connect(struct node_vm *vm)
     }
     if (vm->deadline_ns && fvm_now_ns() > vm->deadline_ns) {
         fvm_log(ERROR, "vm.no_control", "vm=%s why=\"%s\" does=kill", vm->name, err.text);
-        snprintf(vm->how, sizeof(vm->how), "gave no answer on its control socket for %d s after its start", NODE_START_MS / 1000);
+        snprintf(vm->how, sizeof(vm->how), "gave no answer on its control socket for %d s after its start",
+                 NODE_START_MS / 1000);
         vm->killed = true;
         node_proc_kill(vm->proc, SIGKILL);
         return;
@@ -288,8 +303,8 @@ void node_vm_arrived(struct node_vm *vm)
 void node_vm_check_arrival(struct node_vm *vm)
 {
     struct fvm_ho_record r;
-    if (vm->state == NODE_VM_INCOMING && fvm_vmrecord_get(vm->node->store, vm->name, &r, NULL, NULL) == 0 && r.phase == FVM_HO_STABLE &&
-        strcmp(r.owner, vm->node->name) == 0)
+    if (vm->state == NODE_VM_INCOMING && fvm_vmrecord_get(vm->node->store, vm->name, &r, NULL, NULL) == 0 &&
+        r.phase == FVM_HO_STABLE && strcmp(r.owner, vm->node->name) == 0)
         node_vm_arrived(vm);
 }
 
@@ -300,7 +315,8 @@ void node_vm_tick(struct node *node)
         if (vm->state != NODE_VM_UP || !vm->control || vm->asking || now - vm->asked_ns < NODE_ASK_MS * 1000000ull)
             continue;
         vm->asked_ns = now;
-        vm->asking = node_control_call(vm->control, json_pack("{s:s}", "cmd", "status"), NODE_ASK_MS, on_status, vm) == 0;
+        vm->asking =
+            node_control_call(vm->control, json_pack("{s:s}", "cmd", "status"), NODE_ASK_MS, on_status, vm) == 0;
     }
 }
 
@@ -334,7 +350,8 @@ static int prepare_dir(struct node_vm *vm, struct fvm_err *err)
         return rc;
     node_vm_path(vm, "console.log", path, sizeof(path)); /* the longest socket name is shorter */
     if (strlen(path) >= sizeof(((struct sockaddr_un *)0)->sun_path))
-        return fvm_err_set(err, FVM_EINVAL, 0, "cluster", "%s: too long for socket names: start fvm-node with a shorter --state", vm->dir);
+        return fvm_err_set(err, FVM_EINVAL, 0, "cluster",
+                           "%s: too long for socket names: start fvm-node with a shorter --state", vm->dir);
     node_vm_path(vm, "log", path, sizeof(path));
     node_vm_path(vm, "log.1", old, sizeof(old));
     (void)rename(path, old);
@@ -417,7 +434,8 @@ void node_vm_stop(struct node_vm *vm, unsigned timeout_ms, bool kill_it)
         node_proc_kill(vm->proc, SIGKILL);
         return;
     }
-    if (!vm->control || node_control_call(vm->control, json_pack("{s:s}", "cmd", "powerdown"), NODE_ASK_MS, on_powerdown, vm)) {
+    if (!vm->control ||
+        node_control_call(vm->control, json_pack("{s:s}", "cmd", "powerdown"), NODE_ASK_MS, on_powerdown, vm)) {
         snprintf(vm->how, sizeof(vm->how), "its control socket does not answer, its process was told to end");
         node_proc_kill(vm->proc, SIGTERM);
     }
@@ -471,7 +489,8 @@ static void adopt(struct node *node, const char *name)
     }
     struct fvm_ho_record r;
     bool known = fvm_vmrecord_get(node->store, name, &r, NULL, NULL) == 0;
-    vm->state = known && strcmp(r.owner, node->name) && !(strcmp(r.from, node->name) == 0) ? NODE_VM_INCOMING : NODE_VM_UP;
+    vm->state =
+        known && strcmp(r.owner, node->name) && !(strcmp(r.from, node->name) == 0) ? NODE_VM_INCOMING : NODE_VM_UP;
     arm(vm, 1);
     fvm_log(INFO, "vm.adopted", "vm=%s pid=%d", name, node_proc_pid(vm->proc));
 }

@@ -64,21 +64,26 @@ int fvm_rpc_send_frame(struct fvm_port *port, const struct fvm_port_peer *peer, 
 int fvm_rpc_parse(struct fvm_port_msg *msg, Fvm__ClusterMessage **ret_message, struct fvm_err *err)
 {
     if (fvm_port_msg_count(msg) != 1 || fvm_port_msg_len(msg, 0) > FVM_RPC_BYTES_MAX)
-        return fvm_err_set(err, FVM_EPROTO, 0, "cluster", "a message of %u frames or too many bytes", fvm_port_msg_count(msg));
+        return fvm_err_set(err, FVM_EPROTO, 0, "cluster", "a message of %u frames or too many bytes",
+                           fvm_port_msg_count(msg));
     Fvm__ClusterMessage *m = fvm__cluster_message__unpack(NULL, fvm_port_msg_len(msg, 0), fvm_port_msg_data(msg, 0));
     if (!m)
         return fvm_err_set(err, FVM_EPROTO, 0, "cluster", "a message that is not fvm's");
     if (m->protocol != FVM_RPC_PROTOCOL) {
-        int rc = fvm_err_set(err, FVM_EVERSION, 0, "cluster", "the peer (fvm %.20s) speaks protocol %u, this side (fvm %s) %d: upgrade the %s",
-                             m->version, m->protocol, FVM_VERSION, FVM_RPC_PROTOCOL, m->protocol < FVM_RPC_PROTOCOL ? "peer" : "side here");
+        int rc = fvm_err_set(err, FVM_EVERSION, 0, "cluster",
+                             "the peer (fvm %.20s) speaks protocol %u, this side (fvm %s) %d: upgrade the %s",
+                             m->version, m->protocol, FVM_VERSION, FVM_RPC_PROTOCOL,
+                             m->protocol < FVM_RPC_PROTOCOL ? "peer" : "side here");
         fvm__cluster_message__free_unpacked(m, NULL);
         return rc;
     }
     bool whole = (m->what_case == FVM__CLUSTER_MESSAGE__WHAT_REQUEST && m->request && m->request->what_case) ||
-                 (m->what_case == FVM__CLUSTER_MESSAGE__WHAT_REPLY && m->reply) || m->what_case == FVM__CLUSTER_MESSAGE__WHAT_FRAME;
+                 (m->what_case == FVM__CLUSTER_MESSAGE__WHAT_REPLY && m->reply) ||
+                 m->what_case == FVM__CLUSTER_MESSAGE__WHAT_FRAME;
     if (!whole) {
         fvm__cluster_message__free_unpacked(m, NULL);
-        return fvm_err_set(err, FVM_EPROTO, 0, "cluster", "an empty message, or a request this fvm (%s) does not know", FVM_VERSION);
+        return fvm_err_set(err, FVM_EPROTO, 0, "cluster", "an empty message, or a request this fvm (%s) does not know",
+                           FVM_VERSION);
     }
     *ret_message = m;
     return 0;
@@ -87,7 +92,8 @@ int fvm_rpc_parse(struct fvm_port_msg *msg, Fvm__ClusterMessage **ret_message, s
 /* ---- client ---- */
 
 int fvm_rpc_open(struct fvm_port_ctx *ctx, const char *peer_name, const char *addr, const char *peer_key,
-                 const struct fvm_port_keys *keys, int timeout_ms, struct fvm_rpc_client **ret_client, struct fvm_err *err)
+                 const struct fvm_port_keys *keys, int timeout_ms, struct fvm_rpc_client **ret_client,
+                 struct fvm_err *err)
 {
     struct fvm_port_options opt = {.frame_bytes_max = FVM_RPC_BYTES_MAX, .linger_ms = 200};
     struct fvm_rpc_client *client = calloc(1, sizeof(*client));
@@ -98,9 +104,11 @@ int fvm_rpc_open(struct fvm_port_ctx *ctx, const char *peer_name, const char *ad
     if (!rc) {
         rc = fvm_port_wait_up(client->port, timeout_ms, err);
         if (rc == FVM_ETIMEOUT)
-            fvm_err_set(err, rc, 0, "cluster", "node %s does not answer at %s: is fvm-node running there?", peer_name, addr);
+            fvm_err_set(err, rc, 0, "cluster", "node %s does not answer at %s: is fvm-node running there?", peer_name,
+                        addr);
         else if (rc == FVM_EAUTH)
-            fvm_err_set(err, rc, 0, "cluster", "node %s at %s refuses this key, or has another one than cluster.json says", peer_name, addr);
+            fvm_err_set(err, rc, 0, "cluster",
+                        "node %s at %s refuses this key, or has another one than cluster.json says", peer_name, addr);
     }
     if (rc) {
         fvm_rpc_close(&client);
@@ -163,7 +171,8 @@ int fvm_rpc_next(struct fvm_rpc_client *client, uint64_t id, int timeout_ms, int
             return 0;
         }
         if (fvm_port_drops(client->port) != client->drops)
-            return fvm_err_set(err, FVM_ECLOSED, 0, "cluster", "node %s: connection lost before its answer: look at the state and try again",
+            return fvm_err_set(err, FVM_ECLOSED, 0, "cluster",
+                               "node %s: connection lost before its answer: look at the state and try again",
                                client->peer);
         uint64_t now = fvm_now_ns();
         if (now >= deadline)

@@ -62,7 +62,8 @@ static int check_key(const char *key, bool prefix, struct fvm_err *err)
 {
     size_t n = strlen(key);
     if ((!n && !prefix) || n > FVM_STORE_KEY_MAX)
-        return fvm_err_set(err, FVM_EINVAL, 0, "cluster", "store: key of %zu bytes; 1 to %d are possible", n, FVM_STORE_KEY_MAX);
+        return fvm_err_set(err, FVM_EINVAL, 0, "cluster", "store: key of %zu bytes; 1 to %d are possible", n,
+                           FVM_STORE_KEY_MAX);
     for (size_t i = 0; i < n; i++)
         if (key[i] <= ' ' || key[i] > '~')
             return fvm_err_set(err, FVM_EINVAL, 0, "cluster", "store: byte 0x%02x in a key; printable ASCII only",
@@ -83,8 +84,8 @@ int fvm_store_cas(struct fvm_store *store, const char *key, uint64_t expect, con
     if (rc)
         return rc;
     if (value && value_len > FVM_STORE_VALUE_MAX)
-        return fvm_err_set(err, FVM_EINVAL, 0, "cluster", "store: value of %zu bytes; at most %d are possible", value_len,
-                           FVM_STORE_VALUE_MAX);
+        return fvm_err_set(err, FVM_EINVAL, 0, "cluster", "store: value of %zu bytes; at most %d are possible",
+                           value_len, FVM_STORE_VALUE_MAX);
     uint64_t revision = 0;
     rc = store->ops->cas(store->self, key, expect, value, value ? value_len : 0, lease, &revision, err);
     if (!rc && ret_revision)
@@ -99,8 +100,8 @@ int fvm_store_lease(struct fvm_store *store, uint64_t *lease, uint64_t ttl_ms, s
     return store->ops->lease(store->self, lease, ttl_ms, err);
 }
 
-int fvm_store_list(struct fvm_store *store, const char *prefix, struct fvm_store_items *ret_items, uint64_t *ret_revision,
-                   struct fvm_err *err)
+int fvm_store_list(struct fvm_store *store, const char *prefix, struct fvm_store_items *ret_items,
+                   uint64_t *ret_revision, struct fvm_err *err)
 {
     struct fvm_store_items items = {0};
     uint64_t revision = 0;

@@ -1,5 +1,6 @@
 /*
- * store.h - where a cluster keeps what its nodes must agree on: five calls (get, cas, lease, watch, list), many backends.
+ * store.h - where a cluster keeps what its nodes must agree on: five calls (get, cas, lease, watch, list), many
+ * backends.
  *
  * The model is etcd's, because a real cluster uses etcd and one machine uses SQLite and nobody above may notice:
  *  - a key has a value and a revision; one counter for the whole store grows by one with every change, so a key's
@@ -11,8 +12,8 @@
  *
  * After a failure other than FVM_ECONFLICT the fate of a swap is unknown: read again, never guess (DESIGN 5).
  *
- * Thread: a store may be shared by threads; calls serialize inside, a waiting watch holds up nobody. Calls block for a disk's
- * or a network's time and at most FVM_STORE_BUSY_MS.
+ * Thread: a store may be shared by threads; calls serialize inside, a waiting watch holds up nobody. Calls block for a
+ * disk's or a network's time and at most FVM_STORE_BUSY_MS.
  */
 #ifndef FVM_CLUSTER_STORE_H
 #define FVM_CLUSTER_STORE_H
@@ -67,9 +68,10 @@ int fvm_store_cas(struct fvm_store *store, const char *key, uint64_t expect, con
  */
 int fvm_store_lease(struct fvm_store *store, uint64_t *lease, uint64_t ttl_ms, struct fvm_err *err);
 
-/** Every key that starts with `prefix`; ret_revision (may be NULL): the store's revision of this snapshot, to watch from. */
-int fvm_store_list(struct fvm_store *store, const char *prefix, struct fvm_store_items *ret_items, uint64_t *ret_revision,
-                   struct fvm_err *err);
+/** Every key that starts with `prefix`; ret_revision (may be NULL): the store's revision of this snapshot, to watch
+ * from. */
+int fvm_store_list(struct fvm_store *store, const char *prefix, struct fvm_store_items *ret_items,
+                   uint64_t *ret_revision, struct fvm_err *err);
 
 /**
  * fvm_store_watch - wait for changes under `prefix` later than revision *since.
@@ -91,9 +93,10 @@ struct fvm_store_ops {
     int (*cas)(void *self, const char *key, uint64_t expect, const char *value, size_t value_len, uint64_t lease,
                uint64_t *ret_revision, struct fvm_err *err);
     int (*lease)(void *self, uint64_t *lease, uint64_t ttl_ms, struct fvm_err *err);
-    int (*list)(void *self, const char *prefix, struct fvm_store_items *ret_items, uint64_t *ret_revision, struct fvm_err *err);
-    int (*watch)(void *self, const char *prefix, uint64_t *since, unsigned timeout_ms, struct fvm_store_items *ret_items,
-                 struct fvm_err *err);
+    int (*list)(void *self, const char *prefix, struct fvm_store_items *ret_items, uint64_t *ret_revision,
+                struct fvm_err *err);
+    int (*watch)(void *self, const char *prefix, uint64_t *since, unsigned timeout_ms,
+                 struct fvm_store_items *ret_items, struct fvm_err *err);
 };
 extern const struct fvm_store_ops fvm_store_sqlite_ops;
 /** Append one item (copies); false: out of memory. `value` NULL: deleted. */

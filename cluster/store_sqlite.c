@@ -1,8 +1,9 @@
 /*
- * store_sqlite.c - the embedded store: one SQLite file shared by the processes of one machine. Nothing else includes sqlite3.h.
+ * store_sqlite.c - the embedded store: one SQLite file shared by the processes of one machine. Nothing else includes
+ * sqlite3.h.
  *
- * Tables: kv (deleted keys stay as tombstones, so that a watch can tell of them), lease, meta (the revision counter and the
- * oldest revision a watch may start from). WAL and a busy time-out let many processes share the file.
+ * Tables: kv (deleted keys stay as tombstones, so that a watch can tell of them), lease, meta (the revision counter and
+ * the oldest revision a watch may start from). WAL and a busy time-out let many processes share the file.
  *
  * Invariant: every change happens inside BEGIN IMMEDIATE and takes the next revision there, so revisions are in commit
  * order. Swaps are fsynced (a hand-over must survive a power cut, because disks remember its epoch); renewals of a
@@ -25,14 +26,31 @@
 
 enum { WATCH_POLL_MS = 10, TOMBSTONES_KEPT = 4096, APPLICATION_ID = 0x46564d53, SCHEMA = 1 };
 
-enum stmt { S_GET, S_PUT, S_LIST, S_CHANGED, S_REV, S_BUMP, S_OLDEST, S_LEASE_GET, S_LEASE_PUT, S_LEASE_DEL, S_EXPIRED, S_DROP, S_PRUNE, S_COUNT };
+enum stmt {
+    S_GET,
+    S_PUT,
+    S_LIST,
+    S_CHANGED,
+    S_REV,
+    S_BUMP,
+    S_OLDEST,
+    S_LEASE_GET,
+    S_LEASE_PUT,
+    S_LEASE_DEL,
+    S_EXPIRED,
+    S_DROP,
+    S_PRUNE,
+    S_COUNT
+};
 
 static const char *const stmt_text[S_COUNT] = {
     [S_GET] = "SELECT key, value, revision, lease FROM kv WHERE key = ?1",
     [S_PUT] = "INSERT INTO kv(key, value, revision, lease) VALUES(?1, ?2, ?3, ?4) ON CONFLICT(key) DO UPDATE SET"
               " value = excluded.value, revision = excluded.revision, lease = excluded.lease",
-    [S_LIST] = "SELECT key, value, revision, lease FROM kv WHERE key >= ?1 AND key < ?2 AND value IS NOT NULL ORDER BY key",
-    [S_CHANGED] = "SELECT key, value, revision, lease FROM kv WHERE revision > ?3 AND key >= ?1 AND key < ?2 ORDER BY revision",
+    [S_LIST] =
+        "SELECT key, value, revision, lease FROM kv WHERE key >= ?1 AND key < ?2 AND value IS NOT NULL ORDER BY key",
+    [S_CHANGED] =
+        "SELECT key, value, revision, lease FROM kv WHERE revision > ?3 AND key >= ?1 AND key < ?2 ORDER BY revision",
     [S_REV] = "SELECT value FROM meta WHERE name = 'revision'",
     [S_BUMP] = "UPDATE meta SET value = value + 1 WHERE name = 'revision' RETURNING value",
     [S_OLDEST] = "SELECT value FROM meta WHERE name = 'oldest'",
@@ -54,10 +72,12 @@ struct sqlite_store {
 };
 
 static const char schema[] =
-    "CREATE TABLE IF NOT EXISTS kv(key TEXT PRIMARY KEY, value BLOB, revision INTEGER NOT NULL, lease INTEGER NOT NULL) WITHOUT ROWID;"
+    "CREATE TABLE IF NOT EXISTS kv(key TEXT PRIMARY KEY, value BLOB, revision INTEGER NOT NULL, lease INTEGER NOT "
+    "NULL) WITHOUT ROWID;"
     "CREATE INDEX IF NOT EXISTS kv_revision ON kv(revision);"
     "CREATE INDEX IF NOT EXISTS kv_lease ON kv(lease) WHERE lease != 0;"
-    "CREATE TABLE IF NOT EXISTS lease(id INTEGER PRIMARY KEY AUTOINCREMENT, expires INTEGER NOT NULL, boot TEXT NOT NULL);"
+    "CREATE TABLE IF NOT EXISTS lease(id INTEGER PRIMARY KEY AUTOINCREMENT, expires INTEGER NOT NULL, boot TEXT NOT "
+    "NULL);"
     "CREATE TABLE IF NOT EXISTS meta(name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;"
     "INSERT OR IGNORE INTO meta VALUES('revision', 0), ('oldest', 0);";
 
@@ -68,22 +88,27 @@ static int fail(const struct sqlite_store *s, const char *what, struct fvm_err *
     switch (s->db ? sqlite3_errcode(s->db) : SQLITE_NOMEM) {
     case SQLITE_BUSY:
     case SQLITE_LOCKED:
-        return fvm_err_set(err, FVM_EBUSY, sys, "cluster", "store %s: %s: locked by another process for over %d s", s->path, what,
-                           FVM_STORE_BUSY_MS / 1000);
+        return fvm_err_set(err, FVM_EBUSY, sys, "cluster", "store %s: %s: locked by another process for over %d s",
+                           s->path, what, FVM_STORE_BUSY_MS / 1000);
     case SQLITE_FULL:
-        return fvm_err_set(err, FVM_ENOSPC, sys, "cluster", "store %s: %s: no space left on its file system", s->path, what);
+        return fvm_err_set(err, FVM_ENOSPC, sys, "cluster", "store %s: %s: no space left on its file system", s->path,
+                           what);
     case SQLITE_NOMEM:
         return fvm_err_set(err, FVM_ENOMEM, sys, "cluster", "store %s: %s: out of memory", s->path, what);
     case SQLITE_CANTOPEN:
-        return fvm_err_set(err, sys == ENOENT ? FVM_ENOENT : sys ? fvm_err_from_errno(sys) : FVM_EPERM, sys, "cluster",
-                           "store %s: cannot open: %s", s->path, sys ? strerror(sys) : text);
+        return fvm_err_set(err,
+                           sys == ENOENT ? FVM_ENOENT
+                           : sys         ? fvm_err_from_errno(sys)
+                                         : FVM_EPERM,
+                           sys, "cluster", "store %s: cannot open: %s", s->path, sys ? strerror(sys) : text);
     case SQLITE_READONLY:
     case SQLITE_PERM:
     case SQLITE_AUTH:
         return fvm_err_set(err, FVM_EPERM, sys, "cluster", "store %s: %s: not writable by this user", s->path, what);
     case SQLITE_NOTADB:
     case SQLITE_CORRUPT:
-        return fvm_err_set(err, FVM_EBADIMAGE, sys, "cluster", "store %s: not a store of fvm, or damaged (%s)", s->path, text);
+        return fvm_err_set(err, FVM_EBADIMAGE, sys, "cluster", "store %s: not a store of fvm, or damaged (%s)", s->path,
+                           text);
     default:
         return fvm_err_set(err, FVM_EIO, sys, "cluster", "store %s: %s: %s", s->path, what, text);
     }
@@ -123,10 +148,11 @@ static int refuse_network_fs(const char *path, struct fvm_err *err)
     if (statfs(slash ? dir : ".", &fs))
         return fvm_err_set(err, fvm_err_from_errno(errno), errno, "cluster", "store %s: %s", path, strerror(errno));
     uint32_t type = (uint32_t)fs.f_type;
-    if (type == NFS_SUPER_MAGIC || type == SMB_SUPER_MAGIC || type == 0xFF534D42u || type == 0xFE534D42u || type == CEPH_SUPER_MAGIC ||
-        type == V9FS_MAGIC)
+    if (type == NFS_SUPER_MAGIC || type == SMB_SUPER_MAGIC || type == 0xFF534D42u || type == 0xFE534D42u ||
+        type == CEPH_SUPER_MAGIC || type == V9FS_MAGIC)
         return fvm_err_set(err, FVM_EUNSUPPORTED, 0, "cluster",
-                           "store %s: on a network file system; the embedded store is for the nodes of one machine", path);
+                           "store %s: on a network file system; the embedded store is for the nodes of one machine",
+                           path);
     return 0;
 }
 
@@ -142,7 +168,8 @@ static int pragma_int(struct sqlite_store *s, const char *sql, int *ret)
     return rc;
 }
 
-/* Several processes may meet here on a new file: the schema is made in one immediate transaction, by whoever comes first. */
+/* Several processes may meet here on a new file: the schema is made in one immediate transaction, by whoever comes
+ * first. */
 static int prepare_schema(struct sqlite_store *s, struct fvm_err *err)
 {
     int rc = exec(s, "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;", "open", err);
@@ -155,8 +182,8 @@ static int prepare_schema(struct sqlite_store *s, struct fvm_err *err)
     } else if (tables && app != APPLICATION_ID) {
         rc = fvm_err_set(err, FVM_EBADIMAGE, 0, "cluster", "store %s: an SQLite file of another program", s->path);
     } else if (tables && version != SCHEMA) {
-        rc = fvm_err_set(err, FVM_EVERSION, 0, "cluster", "store %s: format %d, this fvm knows %d; upgrade the older side", s->path,
-                         version, SCHEMA);
+        rc = fvm_err_set(err, FVM_EVERSION, 0, "cluster",
+                         "store %s: format %d, this fvm knows %d; upgrade the older side", s->path, version, SCHEMA);
     } else if (!tables) {
         rc = exec(s, schema, "create", err);
         if (!rc)
@@ -254,8 +281,8 @@ static int next_revision(struct sqlite_store *s, uint64_t *ret, struct fvm_err *
     return rc;
 }
 
-static int put(struct sqlite_store *s, const char *key, const char *value, size_t len, uint64_t lease, uint64_t *ret_revision,
-               struct fvm_err *err)
+static int put(struct sqlite_store *s, const char *key, const char *value, size_t len, uint64_t lease,
+               uint64_t *ret_revision, struct fvm_err *err)
 {
     int rc = next_revision(s, ret_revision, err);
     if (rc)
@@ -285,8 +312,9 @@ static int take_row(struct sqlite_store *s, sqlite3_stmt *st, struct fvm_store_i
         value = sqlite3_column_blob(st, 1);
         value = value ? value : nothing;
     }
-    if (!fvm_store_items_add(items, (const char *)sqlite3_column_text(st, 0), value, (size_t)sqlite3_column_bytes(st, 1),
-                             (uint64_t)sqlite3_column_int64(st, 2), (uint64_t)sqlite3_column_int64(st, 3)))
+    if (!fvm_store_items_add(items, (const char *)sqlite3_column_text(st, 0), value,
+                             (size_t)sqlite3_column_bytes(st, 1), (uint64_t)sqlite3_column_int64(st, 2),
+                             (uint64_t)sqlite3_column_int64(st, 3)))
         return fvm_err_set(err, FVM_ENOMEM, 0, "cluster", "store: out of memory");
     return 1;
 }
@@ -350,7 +378,8 @@ static int prune(struct sqlite_store *s, uint64_t revision, struct fvm_err *err)
     int rc = sqlite3_step(st) == SQLITE_DONE ? 0 : fail(s, "prune", err);
     done(st);
     char sql[96];
-    snprintf(sql, sizeof(sql), "UPDATE meta SET value = %llu WHERE name = 'oldest'", (unsigned long long)(revision - TOMBSTONES_KEPT));
+    snprintf(sql, sizeof(sql), "UPDATE meta SET value = %llu WHERE name = 'oldest'",
+             (unsigned long long)(revision - TOMBSTONES_KEPT));
     return rc ? rc : exec(s, sql, "prune", err);
 }
 
@@ -381,7 +410,8 @@ static int sqlite_get(void *self, const char *key, struct fvm_store_item *ret_it
         rc = take_row(s, st, &items, err);
         done(st);
         if (rc >= 0)
-            rc = rc == 1 && items.items[0].value ? 0 : fvm_err_set(err, FVM_ENOENT, 0, "cluster", "store: no key %s", key);
+            rc = rc == 1 && items.items[0].value ? 0
+                                                 : fvm_err_set(err, FVM_ENOENT, 0, "cluster", "store: no key %s", key);
     }
     pthread_mutex_unlock(&s->lock);
     if (!rc) {
@@ -414,8 +444,9 @@ static int check_swap(struct sqlite_store *s, const char *key, uint64_t expect, 
     done(st);
     if (step == SQLITE_ROW)
         return 0;
-    return step == SQLITE_DONE ? fvm_err_set(err, FVM_ENOENT, 0, "cluster", "store: lease %llu has expired", (unsigned long long)lease)
-                               : fail(s, "read", err);
+    return step == SQLITE_DONE
+               ? fvm_err_set(err, FVM_ENOENT, 0, "cluster", "store: lease %llu has expired", (unsigned long long)lease)
+               : fail(s, "read", err);
 }
 
 static int sqlite_cas(void *self, const char *key, uint64_t expect, const char *value, size_t value_len, uint64_t lease,
@@ -445,9 +476,9 @@ static int write_lease(struct sqlite_store *s, uint64_t *lease, uint64_t ttl_ms,
         int step = sqlite3_step(st);
         done(st);
         if (step != SQLITE_ROW)
-            return step == SQLITE_DONE
-                       ? fvm_err_set(err, FVM_ENOENT, 0, "cluster", "store: lease %llu has expired", (unsigned long long)*lease)
-                       : fail(s, "read", err);
+            return step == SQLITE_DONE ? fvm_err_set(err, FVM_ENOENT, 0, "cluster", "store: lease %llu has expired",
+                                                     (unsigned long long)*lease)
+                                       : fail(s, "read", err);
         if (!ttl_ms)
             return delete_keys_of(s, *lease, err);
     }
@@ -496,8 +527,8 @@ static void bind_prefix(sqlite3_stmt *st, const char *prefix)
     sqlite3_bind_text(st, 2, end, -1, SQLITE_TRANSIENT);
 }
 
-static int collect(struct sqlite_store *s, enum stmt which, const char *prefix, uint64_t since, struct fvm_store_items *items,
-                   struct fvm_err *err)
+static int collect(struct sqlite_store *s, enum stmt which, const char *prefix, uint64_t since,
+                   struct fvm_store_items *items, struct fvm_err *err)
 {
     sqlite3_stmt *st = use(s, which);
     bind_prefix(st, prefix);
@@ -510,7 +541,8 @@ static int collect(struct sqlite_store *s, enum stmt which, const char *prefix, 
     return rc;
 }
 
-static int sqlite_list(void *self, const char *prefix, struct fvm_store_items *ret_items, uint64_t *ret_revision, struct fvm_err *err)
+static int sqlite_list(void *self, const char *prefix, struct fvm_store_items *ret_items, uint64_t *ret_revision,
+                       struct fvm_err *err)
 {
     struct sqlite_store *s = self;
     pthread_mutex_lock(&s->lock);
@@ -526,7 +558,8 @@ static int sqlite_list(void *self, const char *prefix, struct fvm_store_items *r
 }
 
 /* One look: the changes after *since, if any. */
-static int look(struct sqlite_store *s, const char *prefix, uint64_t *since, struct fvm_store_items *items, struct fvm_err *err)
+static int look(struct sqlite_store *s, const char *prefix, uint64_t *since, struct fvm_store_items *items,
+                struct fvm_err *err)
 {
     uint64_t revision = 0, oldest = 0;
     pthread_mutex_lock(&s->lock);
@@ -548,8 +581,8 @@ static int look(struct sqlite_store *s, const char *prefix, uint64_t *since, str
     return rc;
 }
 
-static int sqlite_watch(void *self, const char *prefix, uint64_t *since, unsigned timeout_ms, struct fvm_store_items *ret_items,
-                        struct fvm_err *err)
+static int sqlite_watch(void *self, const char *prefix, uint64_t *since, unsigned timeout_ms,
+                        struct fvm_store_items *ret_items, struct fvm_err *err)
 {
     struct sqlite_store *s = self;
     int64_t end = now_ms() + timeout_ms;

@@ -28,7 +28,8 @@ int vmdb_put(struct fvm_store *store, const char *key, uint64_t expect, const Pr
     return rc;
 }
 
-int vmdb_unpack(const struct fvm_store_item *item, const ProtobufCMessageDescriptor *type, void *ret_message, struct fvm_err *err)
+int vmdb_unpack(const struct fvm_store_item *item, const ProtobufCMessageDescriptor *type, void *ret_message,
+                struct fvm_err *err)
 {
     ProtobufCMessage *m = protobuf_c_message_unpack(type, NULL, item->value_len, (const uint8_t *)item->value);
     if (!m)
@@ -133,7 +134,10 @@ static int list(struct fvm_store *store, const char *prefix, struct vmdb_vms *re
     return rc;
 }
 
-int vmdb_list(struct fvm_store *store, struct vmdb_vms *ret_vms, struct fvm_err *err) { return list(store, "/vm/", ret_vms, err); }
+int vmdb_list(struct fvm_store *store, struct vmdb_vms *ret_vms, struct fvm_err *err)
+{
+    return list(store, "/vm/", ret_vms, err);
+}
 
 int vmdb_get(struct fvm_store *store, const char *name, struct vmdb_vm *ret_vm, struct fvm_err *err)
 {
@@ -161,8 +165,10 @@ int vmdb_create(struct fvm_store *store, const Fvm__VmConfig *config, const char
         struct vmdb_vm there = {0};
         rc = vmdb_get(store, config->name, &there, NULL);
         vmdb_vm_fini(&there);
-        return fvm_err_set(err, FVM_EEXIST, 0, "cluster", rc ? "a half-made VM \"%s\" is in the way: vm delete clears it"
-                                                             : "there is a VM \"%s\" already", config->name);
+        return fvm_err_set(err, FVM_EEXIST, 0, "cluster",
+                           rc ? "a half-made VM \"%s\" is in the way: vm delete clears it"
+                              : "there is a VM \"%s\" already",
+                           config->name);
     }
     if (rc)
         return rc;
@@ -198,7 +204,8 @@ int vmdb_delete(struct fvm_store *store, const char *name, uint64_t record_revis
     return rc;
 }
 
-int vmdb_record_swap(struct fvm_store *store, const char *name, uint64_t expect, const Fvm__VmRecord *record, struct fvm_err *err)
+int vmdb_record_swap(struct fvm_store *store, const char *name, uint64_t expect, const Fvm__VmRecord *record,
+                     struct fvm_err *err)
 {
     char key[FVM_STORE_KEY_MAX];
     vmdb_key(VMDB_RECORD, name, key, sizeof(key));

@@ -1,9 +1,10 @@
 /*
- * vmdb.h - what the store keeps of a VM, typed: /vm/NAME/config, /vm/NAME/record, /vm/NAME/status (proto/cluster.proto).
+ * vmdb.h - what the store keeps of a VM, typed: /vm/NAME/config, /vm/NAME/record, /vm/NAME/status
+ * (proto/cluster.proto).
  *
- * The record says who may run the guest and is changed by compare-and-swap alone; config and record are made together by
- * create; status is the owner's last word, for when it does not answer. /node/NAME describes a node, /alive/NAME hangs on
- * its lease.
+ * The record says who may run the guest and is changed by compare-and-swap alone; config and record are made together
+ * by create; status is the owner's last word, for when it does not answer. /node/NAME describes a node, /alive/NAME
+ * hangs on its lease.
  */
 #ifndef FVM_CLUSTER_VMDB_H
 #define FVM_CLUSTER_VMDB_H
@@ -38,13 +39,15 @@ int vmdb_create(struct fvm_store *store, const Fvm__VmConfig *config, const char
 /** Only if the record still is at that revision. */
 int vmdb_delete(struct fvm_store *store, const char *name, uint64_t record_revision, struct fvm_err *err);
 /** FVM_ECONFLICT: the record changed meanwhile. */
-int vmdb_record_swap(struct fvm_store *store, const char *name, uint64_t expect, const Fvm__VmRecord *record, struct fvm_err *err);
+int vmdb_record_swap(struct fvm_store *store, const char *name, uint64_t expect, const Fvm__VmRecord *record,
+                     struct fvm_err *err);
 int vmdb_status_set(struct fvm_store *store, const char *name, const char *node, const char *state, const char *reason,
                     int exit_status, struct fvm_err *err);
 /** Any protobuf message under any key. */
 int vmdb_put(struct fvm_store *store, const char *key, uint64_t expect, const ProtobufCMessage *m, uint64_t lease,
              uint64_t *ret_revision, struct fvm_err *err);
 /** FVM_EBADIMAGE: there is something else under this key. */
-int vmdb_unpack(const struct fvm_store_item *item, const ProtobufCMessageDescriptor *type, void *ret_message, struct fvm_err *err);
+int vmdb_unpack(const struct fvm_store_item *item, const ProtobufCMessageDescriptor *type, void *ret_message,
+                struct fvm_err *err);
 
 #endif

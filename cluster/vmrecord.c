@@ -1,8 +1,8 @@
 /*
  * vmrecord.c - hand-over records in the store (see vmrecord.h).
  *
- * Invariant: a record that could not be (fvm_ho_record_valid) is neither read nor written: the hand-over's decisions never
- * see garbage.
+ * Invariant: a record that could not be (fvm_ho_record_valid) is neither read nor written: the hand-over's decisions
+ * never see garbage.
  */
 #include "cluster/vmrecord.h"
 
@@ -20,8 +20,9 @@ struct fvm_vmrecord {
 int fvm_vmrecord_from_message(const Fvm__VmRecord *m, struct fvm_ho_record *ret_record)
 {
     struct fvm_ho_record r = {.epoch = m->epoch};
-    if (!fvm_ho_phase_parse(m->phase, &r.phase) || strlen(m->owner) > FVM_HO_NAME_MAX || strlen(m->from) > FVM_HO_NAME_MAX ||
-        strlen(m->to) > FVM_HO_NAME_MAX || (m->mig_id.len && m->mig_id.len != FVM_HO_ID_BYTES))
+    if (!fvm_ho_phase_parse(m->phase, &r.phase) || strlen(m->owner) > FVM_HO_NAME_MAX ||
+        strlen(m->from) > FVM_HO_NAME_MAX || strlen(m->to) > FVM_HO_NAME_MAX ||
+        (m->mig_id.len && m->mig_id.len != FVM_HO_ID_BYTES))
         return FVM_EBADIMAGE;
     if (m->mig_id.len)
         memcpy(r.mig_id, m->mig_id.data, FVM_HO_ID_BYTES);
@@ -34,8 +35,8 @@ int fvm_vmrecord_from_message(const Fvm__VmRecord *m, struct fvm_ho_record *ret_
     return 0;
 }
 
-int fvm_vmrecord_get(struct fvm_store *store, const char *vm_name, struct fvm_ho_record *ret_record, uint64_t *ret_revision,
-                   struct fvm_err *err)
+int fvm_vmrecord_get(struct fvm_store *store, const char *vm_name, struct fvm_ho_record *ret_record,
+                     uint64_t *ret_revision, struct fvm_err *err)
 {
     char key[FVM_STORE_KEY_MAX];
     struct fvm_store_item item = {0};
@@ -55,7 +56,8 @@ int fvm_vmrecord_get(struct fvm_store *store, const char *vm_name, struct fvm_ho
     return rc;
 }
 
-int fvm_vmrecord_swap(struct fvm_store *store, const char *vm_name, uint64_t expect, const struct fvm_ho_record *next, struct fvm_err *err)
+int fvm_vmrecord_swap(struct fvm_store *store, const char *vm_name, uint64_t expect, const struct fvm_ho_record *next,
+                      struct fvm_err *err)
 {
     struct fvm_ho_record r = *next;
     Fvm__VmRecord m = FVM__VM_RECORD__INIT;

@@ -19,9 +19,10 @@ void fvm_vmrecord_close(struct fvm_vmrecord **record_p);
 /** Borrowed from the record. */
 struct fvm_record_store fvm_vmrecord_store(struct fvm_vmrecord *record);
 
-int fvm_vmrecord_get(struct fvm_store *store, const char *vm_name, struct fvm_ho_record *ret_record, uint64_t *ret_revision,
-                   struct fvm_err *err);
-int fvm_vmrecord_swap(struct fvm_store *store, const char *vm_name, uint64_t expect, const struct fvm_ho_record *next, struct fvm_err *err);
+int fvm_vmrecord_get(struct fvm_store *store, const char *vm_name, struct fvm_ho_record *ret_record,
+                     uint64_t *ret_revision, struct fvm_err *err);
+int fvm_vmrecord_swap(struct fvm_store *store, const char *vm_name, uint64_t expect, const struct fvm_ho_record *next,
+                      struct fvm_err *err);
 /** FVM_EBADIMAGE: not a possible record. */
 int fvm_vmrecord_from_message(const Fvm__VmRecord *message, struct fvm_ho_record *ret_record);
 

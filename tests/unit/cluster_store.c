@@ -1,6 +1,6 @@
 /*
- * cluster_store.c - the store's contract, on every backend that needs no server: swaps raced by processes, leases that run out,
- * watches that miss nothing, hostile keys and files.
+ * cluster_store.c - the store's contract, on every backend that needs no server: swaps raced by processes, leases that
+ * run out, watches that miss nothing, hostile keys and files.
  */
 #include <CUnit/Basic.h>
 #include <CUnit/CUnit.h>
@@ -47,7 +47,10 @@ static int set(struct fvm_store *s, const char *key, uint64_t expect, const char
     return fvm_store_cas(s, key, expect, value, value ? strlen(value) : 0, lease, rev, NULL);
 }
 
-static void nap_ms(long ms) { nanosleep(&(struct timespec){.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000}, NULL); }
+static void nap_ms(long ms)
+{
+    nanosleep(&(struct timespec){.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000}, NULL);
+}
 
 static void test_swap(void)
 {
