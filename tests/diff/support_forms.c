@@ -58,6 +58,9 @@ bool diff_comparable(const struct fvm_insn *in, bool kernel)
 {
     if (excluded(in->z.mnemonic) || in->z.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR)
         return false;
+    /* prefetch with a register operand: #UD on AMD's processors, nop on Intel's */
+    if (in->z.opcode_map == ZYDIS_OPCODE_MAP_0F && in->z.opcode == 0x0d && in->z.raw.modrm.mod == 3)
+        return false;
     if (kernel && privileged(in))
         return false;
     /* 66 before a near branch: Intel ignores it, AMD truncates rip */

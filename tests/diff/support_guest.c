@@ -73,8 +73,8 @@ static void set_ring(struct fvm_vcpu *v, bool kernel)
 {
     unsigned dpl = kernel ? 0 : 0x60;
     v->cpl = kernel ? 0 : 3;
-    set_seg(v, FVM_CS, kernel ? 0x10 : 0x33, (uint16_t)(0xa09b | dpl));
-    set_seg(v, FVM_SS, kernel ? 0x18 : 0x2b, (uint16_t)(0xc093 | dpl));
+    set_seg(v, FVM_CS, 0x33, (uint16_t)(0xa09b | dpl)); /* the host's selectors also at CPL 0: they can be read */
+    set_seg(v, FVM_SS, 0x2b, (uint16_t)(0xc093 | dpl));
     for (unsigned s = FVM_ES; s <= FVM_GS; s++)
         if (s != FVM_CS && s != FVM_SS)
             set_seg(v, s, 0, 0);

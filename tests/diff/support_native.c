@@ -103,7 +103,7 @@ static void futex_wake(uint32_t *p) { syscall(SYS_futex, p, FUTEX_WAKE, 1, NULL,
 void diff_native_stray(int signo, siginfo_t *info, void *context)
 {
     (void)info, (void)context;
-    if (signo == SIGALRM)
+    if (signo == SIGVTALRM)
         return;
     static const char text[] = "native child: a fault outside a sequence\n";
     (void)!write(2, text, sizeof text - 1);
@@ -126,7 +126,7 @@ int diff_native_caught(int signo, siginfo_t *info, void *context, uint64_t fs_ba
     const greg_t *g = uc->uc_mcontext.gregs;
     struct diff_outcome *o = now.out;
     (void)info;
-    if (signo == SIGALRM && ++CTX->ticks < 4)
+    if (signo == SIGVTALRM && ++CTX->ticks < 4)
         return 0;
     CTX->on = 0;
     regs_from(g, &o->state);
@@ -136,7 +136,7 @@ int diff_native_caught(int signo, siginfo_t *info, void *context, uint64_t fs_ba
     o->vector = (uint32_t)g[REG_TRAPNO];
     o->code = (uint32_t)g[REG_ERR];
     o->cr2 = (uint64_t)g[REG_CR2];
-    if (signo == SIGALRM || signo == SIGSYS || signo == SIGTRAP)
+    if (signo == SIGVTALRM || signo == SIGSYS || signo == SIGTRAP)
         o->end = DIFF_DISCARD;
     else if (signo == SIGILL && o->state.rip == now.end_rip)
         o->end = DIFF_END;
@@ -202,11 +202,11 @@ static void child_setup(const struct shared *sh)
     sigaltstack(&ss, NULL);
     struct sigaction sa = {.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER};
     sa.sa_sigaction = (void (*)(int, siginfo_t *, void *))(void (*)(void))diff_native_signal;
-    static const int signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS, SIGALRM};
+    static const int signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS, SIGVTALRM};
     for (unsigned k = 0; k < FVM_ARRAY_SIZE(signals); k++)
         sigaction(signals[k], &sa, NULL);
     struct itimerval it = {{0, 10000}, {0, 10000}};
-    setitimer(ITIMER_REAL, &it, NULL);
+    setitimer(ITIMER_VIRTUAL, &it, NULL);
     filter_syscalls();
 }
 
