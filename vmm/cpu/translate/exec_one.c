@@ -180,12 +180,17 @@ static int exec_enter(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_
     }
     if (level && !r)
         r = fvm_stack_push(v, bytes, &frame, 1, fault);
+    if (!r) { /* a frame that could not be written faults now */
+        fvm_gva va;
+        fvm_stack_move(v, -(int64_t)in->ops[0].imm.value.u);
+        r = fvm_segment_linear(v, FVM_SS, v->regs[FVM_RSP], bytes, true, &va, fault) ||
+            fvm_vmem_probe(v, va, bytes, FVM_W, FVM_AS_CPL, fault);
+    }
     if (r) {
         v->regs[FVM_RSP] = rsp;
         return FVM_FAULT;
     }
     fvm_reg_set(v, FVM_RBP, bytes, frame);
-    fvm_stack_move(v, -(int64_t)in->ops[0].imm.value.u);
     return 0;
 }
 

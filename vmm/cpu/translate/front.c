@@ -92,14 +92,18 @@ static uint16_t live_at_end(struct fvm_tr *tr, const struct fetch *f)
     }
 }
 
-/* Free registers for the block, or false when adding `i` leaves too few. */
-static bool pick_victims(const struct fvm_tr *tr, uint16_t used, uint8_t need, bool high, uint8_t ret[3])
+/*
+ * Registers to spill for the block, or false when too few are free. The same preference everywhere makes most blocks spill the same
+ * two, so that they stay spilled from block to block; a block that needs none spills them, too, if it does not use them.
+ */
+static bool pick_victims(uint16_t used, uint8_t need, bool high, uint8_t ret[3])
 {
-    static const uint8_t order[15] = {FVM_RAX, FVM_RCX, FVM_RDX, FVM_RBX, FVM_RSI, FVM_RDI, FVM_RBP,
-                                      FVM_R8, FVM_R9, FVM_R10, FVM_R11, FVM_R12, FVM_R13, FVM_R14, FVM_R15};
-    unsigned want = need & 4 ? 3 : need & 2 ? 2 : need & 1, got = 0;
-    (void)tr;
-    for (unsigned k = 0; k < (high ? 7u : 15u) && got < want; k++)
+    static const uint8_t order[15] = {FVM_R15, FVM_R14, FVM_R13, FVM_R12, FVM_R11, FVM_R10, FVM_R9, FVM_R8,
+                                      FVM_RBP, FVM_RBX, FVM_RSI, FVM_RDI, FVM_RDX, FVM_RCX, FVM_RAX};
+    unsigned want = need & 4 ? 3 : 2, got = 0;
+    if (!need && (used & (1u << FVM_R15 | 1u << FVM_R14)))
+        return true;
+    for (unsigned k = need && high ? 8 : 0; k < 15 && got < want; k++)
         if (!(used & 1u << order[k]))
             ret[got++] = order[k];
     return got == want;
@@ -140,7 +144,7 @@ static int decode_block(struct fvm_tr *tr, struct fetch *f, struct fvm_fault *fa
         }
         fvm_tr_classify(tr, i);
         uint8_t v3[3];
-        if (!pick_victims(tr, used | i->regs | 1u << FVM_RSP, need | i->need, high || i->high_byte, v3)) {
+        if (!pick_victims(used | i->regs | 1u << FVM_RSP, need | i->need, high || i->high_byte, v3)) {
             fvm_assert(tr->n);
             break;
         }
@@ -156,7 +160,7 @@ static int decode_block(struct fvm_tr *tr, struct fetch *f, struct fvm_fault *fa
     if (last->class == FVM_C_STI) /* the instruction in its shadow must be in the same block: let C do it */
         last->class = FVM_C_SYSTEM, last->need = 0;
     uint8_t v3[3] = {FVM_NOREG, FVM_NOREG, FVM_NOREG};
-    pick_victims(tr, used | 1u << FVM_RSP, need, high, v3);
+    pick_victims(used | 1u << FVM_RSP, need, high, v3);
     tr->u = v3[0];
     tr->t = v3[1];
     tr->x = v3[2];
@@ -293,6 +297,41 @@ static void emit_second_page_check(struct fvm_tr *tr, const struct fetch *f, uin
     e_fs_load(em, FVM_RCX, FVM_SLOT_TMP);
 }
 
+static void emit_flags_entry(struct fvm_tr *tr, uint32_t to, uint32_t *ret_off)
+{
+    *ret_off = tr->b->code_off + tr->em.at;
+    fvm_tr_emit_flags_restore(&tr->em, FVM_NOREG);
+    e_jmp_to(&tr->em, to);
+}
+
+/* The ways into the block besides its start, and where they lead once it is dropped. */
+static void emit_entries(struct fvm_tr *tr, uint32_t to_dead)
+{
+    struct fvm_emit *em = &tr->em;
+    struct fvm_block *b = tr->b;
+    b->dead_inner_off = b->code_off + em->at;
+    fvm_tr_restore_victims(tr);
+    b->dead_off = b->code_off + em->at;
+    if (to_dead)
+        e_patch_here(em, to_dead);
+    e_fs_store_imm(em, FVM_SLOT_ARG, tr->block);
+    fvm_tr_jmp_tramp(tr, FVM_TRAMP_DEAD);
+    b->saved_off = b->code_off;
+    b->saved_inner_off = b->inner_off;
+    if (b->live_flags) {
+        emit_flags_entry(tr, 0, &b->saved_off);
+        emit_flags_entry(tr, b->inner_off - b->code_off, &b->saved_inner_off);
+    }
+    if (fvm_block_canonical(b) && !b->cross_page) {
+        b->canon_off = b->saved_inner_off;
+        return;
+    }
+    b->canon_off = b->code_off + em->at;
+    e_fs_load(em, FVM_R15, FVM_SLOT_V0);
+    e_fs_load(em, FVM_R14, FVM_SLOT_V1);
+    e_jmp_to(em, b->saved_off - b->code_off);
+}
+
 static void emit_block(struct fvm_tr *tr, const struct fetch *f)
 {
     static const uint32_t slots[3] = {FVM_SLOT_V0, FVM_SLOT_V1, FVM_SLOT_V2};
@@ -315,18 +354,7 @@ static void emit_block(struct fvm_tr *tr, const struct fetch *f)
         fvm_tr_exit_direct(tr, fvm_tr_next_rip(tr, &tr->insns[tr->n - 1]));
     tr->cold_from = em->at;
     emit_cold(tr);
-    b->dead_off = b->code_off + em->at;
-    if (to_dead)
-        e_patch_here(em, to_dead);
-    e_fs_store_imm(em, FVM_SLOT_ARG, tr->block);
-    fvm_tr_jmp_tramp(tr, FVM_TRAMP_DEAD);
-    if (b->live_flags) {
-        b->saved_off = b->code_off + em->at;
-        fvm_tr_emit_flags_restore(em, FVM_NOREG);
-        e_jmp_to(em, 0);
-    } else {
-        b->saved_off = b->code_off;
-    }
+    emit_entries(tr, to_dead);
 }
 
 static void begin_block(struct fvm_tr *tr, struct fvm_vcpu *v, uint8_t mode, uint64_t gpa)
@@ -380,7 +408,7 @@ uint32_t fvm_translate(struct fvm_vcpu *v, uint8_t mode, struct fvm_fault *fault
         note_bytes(e, f.gpa2, 15);
     tr.b->gpa2 = f.gpa2;
     fvm_tr_flags_liveness(&tr, live_at_end(&tr, &f));
-    tr.b->live_flags = insns[0].live_in != 0;
+    tr.b->live_flags = insns[0].live_in != 0 || tr.b->cross_page; /* cross_page: its dead end is reached from anywhere */
     emit_block(&tr, &f);
     tr.b->code_len = tr.em.at;
     e->code_used = (e->code_used + tr.em.at + 15) & ~15ull;

@@ -157,7 +157,7 @@ static void enter_block(struct fvm_vcpu *v, uint32_t n, uint8_t mode)
         fvm_code_link(e, v, p->link_exit, n);
     p->link_exit = FVM_NONE;
     if (p->fill_jump_cache && !(mode & FVM_MODE_SINGLE) && !e->config.single_block && !p->run_until_on)
-        fvm_jc_fill(v, v->rip, mode, (uint64_t)(uintptr_t)e->code + b->saved_off);
+        fvm_jc_fill(v, v->rip, mode, (uint64_t)(uintptr_t)e->code + b->canon_off);
     p->fill_jump_cache = false;
     p->ring[p->ring_pos % FVM_RING].rip = v->rip;
     p->ring[p->ring_pos % FVM_RING].mode = mode;
@@ -228,7 +228,9 @@ static int handle_exit(struct fvm_vcpu *v, struct fvm_fault *f)
         fault_from_slots(v, f);
         return FVM_FAULT;
     case FVM_EXIT_DEAD:
-        fvm_recover_flags(v, false);
+        /* Without an entry for saved flags only the jump cache leads here, with the guest's flags saved: the block did not
+         * care, but what has taken its place may. */
+        fvm_recover_flags(v, !e->blocks[arg].live_flags);
         v->rip = e->blocks[arg].rip;
         fvm_code_drop(e, arg);
         p->fill_jump_cache = true; /* it was probably the jump cache that led here */

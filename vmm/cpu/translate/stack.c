@@ -122,7 +122,7 @@ static void emit_pushf(struct fvm_tr *tr, unsigned bytes)
     e8(em, 0x9c); /* pushfq */
     e_rex(em, false, 0, 0, tr->t), e8(em, 0x58 | (tr->t & 7)); /* pop t */
     e_fs_load(em, FVM_RSP, FVM_SLOT_TMP);
-    fvm_tr_flags_clobber(tr, fvm_tr_cur(tr)->live_out);
+    fvm_tr_flags_clobber(tr, FVM_ARITH_FLAGS); /* also if dead behind: the push may be done again by C */
     e_alu_imm(em, true, 4, tr->t, FVM_HOST_FLAGS);
     e_fs_load(em, tr->u, FVM_OFF_RFLAGS);
     e_alu_imm(em, true, 4, tr->u, (int32_t)(FVM_F_IOPL | FVM_F_NT | FVM_F_AC | FVM_F_ID | FVM_F_VIF | FVM_F_VIP));
