@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "cluster/fvm_migrate.h"
 #include "cluster/fvm_run.h"
 
 static const char *state_name(enum fvm_vm_state state)
@@ -81,8 +82,13 @@ static void command_resume(void *ctx, struct fvm_control_call *call, const json_
 {
     struct fvm_run *run = ctx;
     (void)request;
+    struct fvm_err err = {0};
     if (refuse_empty(run, call))
         return;
+    if (fvm_migrate_may_run(run, &err)) {
+        fvm_control_fail(call, &err);
+        return;
+    }
     /* The destination of a migration has no guest yet: it must not start an empty machine. */
     int r = run->options.incoming && fvm_vm_get_state(run->vm) == FVM_VM_CREATED ? FVM_ESTATE : fvm_vm_run(run->vm);
     if (!r)

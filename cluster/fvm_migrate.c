@@ -27,6 +27,9 @@ struct fvm_run_migration { /* loop's thread */
     struct fvm_dest *dest;
     struct fvm_memory *memory; /* of the last attempt, so that a retry need not send all again */
     char allow[FVM_PORT_KEY_CHARS + 1];
+    char self[FVM_HO_NAME_MAX + 1]; /* our name in the record, and where that is: as given last, else made up here */
+    char record_spec[4200];         /* "file:PATH" */
+    bool unknown; /* the last one ended without knowing who owns the guest */
 };
 
 struct post { /* from the migration's thread to the loop */
@@ -40,6 +43,17 @@ static int room_err(struct fvm_err *err, int code, const char *text)
     return fvm_err_set(err, code, 0, "migrate", "%s", text);
 }
 
+/* Without a cluster nobody names us: a name and a record of our own, until a migration brings others. */
+static void name_us(struct fvm_run_migration *m)
+{
+    const Fvm__VmConfig *c = m->run->options.config;
+    size_t n = 0;
+    for (const char *s = c->name; *s && n < 40; s++)
+        m->self[n++] = *s > ' ' && *s <= '~' && *s != '"' ? *s : '_';
+    snprintf(m->self + n, sizeof(m->self) - n, "-%d", (int)getpid());
+    snprintf(m->record_spec, sizeof(m->record_spec), "file:%s.%d.record", c->control, (int)getpid());
+}
+
 static int need(struct fvm_run *run, struct fvm_err *err)
 {
     struct fvm_run_migration *m = run->migration;
@@ -48,6 +62,7 @@ static int need(struct fvm_run *run, struct fvm_err *err)
         if (!m)
             return room_err(err, FVM_ENOMEM, "out of memory");
         m->run = run;
+        name_us(m);
     }
     if (!m->keys.public_key[0] && fvm_port_keygen(&m->keys))
         return room_err(err, FVM_EUNSUPPORTED, "this ZeroMQ library has no CURVE");
@@ -111,6 +126,7 @@ static void on_source_done(void *ctx)
     fvm_source_join(&run->migration->source);
     tidy(run->migration);
     fvm_control_event(run->control, "migration-done", report_json(&p->report));
+    run->migration->unknown = p->report.outcome == FVM_MIGRATE_UNKNOWN;
     if (p->report.outcome == FVM_MIGRATE_MOVED)
         fvm_run_end(run, 0);
     free(p);
@@ -180,7 +196,12 @@ static int open_record(struct fvm_run_migration *m, const json_t *request, const
     if (!rc && file[0]) {
         if (strncmp(file, "file:", 5) || !file[5])
             return room_err(err, FVM_EINVAL, "record: write file:PATH");
-        rc = fvm_record_file_open(file + 5, source ? self : NULL, &m->record_file, err);
+        snprintf(m->self, sizeof(m->self), "%s", self);
+        snprintf(m->record_spec, sizeof(m->record_spec), "%s", file);
+        const char *owner; /* the source's name: who comes first makes the file */
+        rc = fvm_control_get_string(request, "owner", source ? self : "", &owner, err);
+        if (!rc)
+            rc = fvm_record_file_open(file + 5, owner[0] ? owner : NULL, &m->record_file, err);
         if (!rc)
             *ret = fvm_record_file_store(m->record_file);
         return rc;
@@ -217,6 +238,15 @@ static bool busy(const struct fvm_run *run)
     return run->migration && (run->migration->source || run->migration->dest);
 }
 
+int fvm_migrate_may_run(const struct fvm_run *run, struct fvm_err *err)
+{
+    if (busy(run))
+        return room_err(err, FVM_ESTATE, "a migration is going on: it decides where the guest runs; cancel it first");
+    if (run->migration && run->migration->unknown)
+        return room_err(err, FVM_ESTATE, "it is not known who owns the guest: the record could not be read; migrate again or quit");
+    return 0;
+}
+
 /* ---- source ---- */
 
 static void command_key(void *ctx, struct fvm_control_call *call, const json_t *request)
@@ -227,7 +257,8 @@ static void command_key(void *ctx, struct fvm_control_call *call, const json_t *
     if (need(run, &err))
         fvm_control_fail(call, &err);
     else
-        fvm_control_reply(call, json_pack("{s:s}", "public_key", run->migration->keys.public_key));
+        fvm_control_reply(call, json_pack("{s:s, s:s, s:s}", "public_key", run->migration->keys.public_key, "self", run->migration->self,
+                                          "record", run->migration->record_spec));
 }
 
 static int read_limits(const json_t *request, struct fvm_source_options *o, struct fvm_err *err)

@@ -11,7 +11,7 @@
  *   {"cmd":"migrate-cancel"}                             -> {"asked":true}
  *
  * RECORD says where the hand-over record is: "store":URL,"vm":NAME (a cluster's), or "record":"file:PATH" (two
- * processes on one machine; the source makes the file).
+ * processes on one machine; the source makes the file). Without a cluster, "self" and "record" are those that migrate-key tells.
  *
  * Events to every client: {"event":"migration","phase":...} while it goes on, at the end one {"event":"migration-done",
  * "outcome":"moved|stayed|unknown","error":TEXT, ...report}. A source whose guest moved ends with status 0. Units are
@@ -30,6 +30,10 @@
 struct fvm_run_migration;
 
 int fvm_migrate_register(struct fvm_run *run);
+/** May an operator let the guest run? Not while a migration decides about it: there could be two of it. */
+int fvm_migrate_may_run(const struct fvm_run *run, struct fvm_err *err);
+/** `fvm migrate` (fvm_migrate_client.c). */
+int fvm_migrate_client_main(int argc, char **argv);
 /** Cancels what goes on and turns the loop until its threads are gone. Before the VM is destroyed. */
 void fvm_migrate_close(struct fvm_run *run);
 

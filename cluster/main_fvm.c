@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "cluster/fvm_run.h"
+#include "cluster/fvm_migrate.h"
 
 const char *argp_program_version = "fvm " FVM_VERSION;
 
@@ -15,6 +15,7 @@ static void usage(FILE *out)
           "Run a virtual machine on any x86-64 Linux host, without hardware support or rights.\n\n"
           "  run        Boot a machine: fvm run --kernel FILE [--initrd FILE] [--append TEXT]\n",
           out);
+    fputs("  migrate    Move a running guest: fvm migrate --control unix:A --to unix:B\n", out);
     fvm_client_list(out);
     fputs("\nfvm COMMAND --help tells the options of each. Full description: man fvm\n", out);
 }
@@ -37,6 +38,11 @@ int main(int argc, char **argv)
         static char name[] = "fvm run";
         argv[1] = name;
         return fvm_run_main(argc - 1, argv + 1);
+    }
+    if (!strcmp(argv[1], "migrate")) {
+        static char name[] = "fvm migrate";
+        argv[1] = name;
+        return fvm_migrate_client_main(argc - 1, argv + 1);
     }
     int status = fvm_client_main(argc, argv);
     if (status >= 0)
