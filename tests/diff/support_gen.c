@@ -529,6 +529,9 @@ static void popf_or_branch(struct gen *g, const struct diff_form *f)
 static void open_loop(struct gen *g)
 {
     unsigned reg = diff_chance(&g->r, 40) ? FVM_RCX : 8 + diff_below(&g->r, 8);
+    for (unsigned k = 0; k < g->s->n; k++) /* nothing jumps past the setting of the counter */
+        if (g->s->insns[k].fix && g->s->insns[k].label > (int)g->s->n)
+            g->s->insns[k].label = (int16_t)g->s->n;
     mov_imm(g, reg, 2 + (diff_chance(&g->r, 8) ? diff_below(&g->r, 400) : diff_below(&g->r, 20)));
     uint32_t keep = 1u << reg;
     for (unsigned k = 0; k < 5; k++) { /* pointers that the body may rely on */
@@ -549,6 +552,9 @@ static void close_loop(struct gen *g)
 {
     unsigned r = g->loop_reg;
     struct diff_insn *i;
+    for (int k = g->loop_start; k < (int)g->s->n; k++) /* nothing jumps past the counting */
+        if (g->s->insns[k].fix && g->s->insns[k].label > (int)g->s->n)
+            g->s->insns[k].label = (int16_t)g->s->n;
     if (r == FVM_RCX && diff_chance(&g->r, 40)) {
         uint8_t loop[2] = {0xe2};
         uint8_t dec[3] = {0x48, 0xff, 0xc9}, jnz[6] = {0x0f, 0x85};

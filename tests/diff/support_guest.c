@@ -104,6 +104,7 @@ int diff_guest_create(enum diff_mode mode, const uint8_t *base, struct diff_gues
     v->cr3 = TABLES;
     v->efer = FVM_EFER_LME | FVM_EFER_LMA | FVM_EFER_NXE | FVM_EFER_SCE;
     v->xcr0 = 7;
+    v->tr = (struct fvm_seg){.sel = 0x40, .attr = 0x8b, .limit = 0x5f}; /* too short for an I/O bitmap */
     set_ring(v, false);
     fvm_control_reload(v);
     *ret = g;

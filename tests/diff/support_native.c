@@ -205,7 +205,7 @@ static void child_setup(const struct shared *sh)
     static const int signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS, SIGVTALRM};
     for (unsigned k = 0; k < FVM_ARRAY_SIZE(signals); k++)
         sigaction(signals[k], &sa, NULL);
-    struct itimerval it = {{0, 10000}, {0, 10000}};
+    struct itimerval it = {{0, 1000}, {0, 1000}};
     setitimer(ITIMER_VIRTUAL, &it, NULL);
     filter_syscalls();
 }

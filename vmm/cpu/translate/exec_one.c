@@ -91,7 +91,8 @@ static int exec_on_bounce(struct fvm_vcpu *v, const struct fvm_insn *in, const Z
 {
     unsigned size = op->size / 8u;
     bool writes = (op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) != 0;
-    bool reads = (op->actions & ZYDIS_OPERAND_ACTION_MASK_READ) != 0 || (op->actions & ZYDIS_OPERAND_ACTION_CONDWRITE) || !writes;
+    bool reads = (op->actions & ZYDIS_OPERAND_ACTION_MASK_READ) != 0 || (op->actions & ZYDIS_OPERAND_ACTION_CONDWRITE) || !writes ||
+                 in->z.meta.category == ZYDIS_CATEGORY_X87_ALU; /* an unmasked exception: nothing is stored */
     fvm_gva va;
     uint64_t bit_reg = 0;
     int reg = -1;

@@ -47,7 +47,9 @@ static void emit_bt_mem(struct fvm_tr *tr, struct fvm_tr_insn *i)
 
     fvm_tr_flags_clobber(tr, i->live_in);
     fvm_tr_memref(tr, i, 0, &m);
-    fvm_tr_address_to_t(tr, &m);
+    struct fvm_memref off = m;
+    off.seg = FVM_NOREG; /* the base comes behind the wrap of a 32-bit address */
+    fvm_tr_address_to_t(tr, &off);
     if (size == 8) {
         e_mov(em, tr->x, reg);
     } else if (size == 4) {
@@ -59,6 +61,8 @@ static void emit_bt_mem(struct fvm_tr *tr, struct fvm_tr_insn *i)
     e_lea(em, tr->t, tr->t, tr->x, log, 0);
     if (m.addr32)
         e_mov32(em, tr->t, tr->t);
+    if (m.seg != FVM_NOREG)
+        e_fs_alu(em, 0x03, tr->t, m.seg == FVM_FS ? FVM_OFF_SEG_FS : FVM_OFF_SEG_GS);
     struct fvm_memref at = {.base = tr->t, .index = FVM_NOREG, .seg = FVM_NOREG};
     uint32_t site = tr->e->site_count;
     fvm_tr_memop(tr, &at, size, want, &h);

@@ -188,14 +188,16 @@ int fvm_exec_gather(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_fa
     for (unsigned k = 0; k < count && !r; k++) {
         if (msk[k * dsz + dsz - 1] & 0x80) {
             int64_t i = 0;
+            uint8_t element[8]; /* complete or not there */
             if (wide_index)
                 memcpy(&i, idx + 8 * k, 8);
             else
                 i = (int32_t)((uint32_t)idx[4 * k] | (uint32_t)idx[4 * k + 1] << 8 | (uint32_t)idx[4 * k + 2] << 16 |
                               (uint32_t)idx[4 * k + 3] << 24);
             uint64_t off = base + (uint64_t)i * mem->mem.scale;
-            r = fvm_vmem_read(v, seg_base + (in->z.address_width == 32 ? (uint32_t)off : off), data + k * dsz, dsz, FVM_AS_CPL,
-                              fault);
+            r = fvm_vmem_read(v, seg_base + (in->z.address_width == 32 ? (uint32_t)off : off), element, dsz, FVM_AS_CPL, fault);
+            if (!r)
+                memcpy(data + k * dsz, element, dsz);
             if (r && fault->vector == FVM_EXC_GP && mem->mem.segment == ZYDIS_REGISTER_SS)
                 fault->vector = FVM_EXC_SS;
         }
