@@ -1,10 +1,11 @@
 /*
  * cpuid.c - what CPUID answers.
  *
- * Vendor GenuineIntel, family 6 model 143, on every host. Why Intel: Linux takes the TSC frequency from leaf 0x15 only
+ * Vendor GenuineIntel, family 6 model 0xfe (nobody's), on every host. Why Intel: Linux takes the TSC frequency from leaf 0x15 only
  * there (no calibration), IA32_ARCH_CAPABILITIES lets it do without page-table isolation and retpolines ("Enhanced
  * IBRS"), and no AMD family is free of return-thunk mitigations in the kernels of that time (0x17: retbleed, 0x19:
- * SRSO). Model 143 is not in Linux' list of vulnerable processors for anything that ARCH_CAPABILITIES does not answer.
+ * SRSO). The model is in no list: neither Linux' list of vulnerable ones,
+ * nor those by which gcc's and glibc's dispatchers take more features for granted than CPUID says (target_clones).
  * IBRS, IBPB and STIBP are not offered, so that Linux does not issue barriers between processes.
  * The local APIC's timer must run at CRYSTAL_HZ: Linux takes that from leaf 0x15, too.
  */
@@ -17,7 +18,7 @@
 enum { MAX_BASIC = 0x16 };
 #define MAX_EXTENDED 0x80000008u
 #define CRYSTAL_HZ 1000000000u
-#define SIGNATURE 0x000806f8u /* family 6, model 0x8f, stepping 8 */
+#define SIGNATURE 0x000f06e1u /* family 6, model 0xfe, stepping 1 */
 
 static unsigned cpu_count(const struct fvm_vcpu *v) { return v->count ? v->count : 1; }
 

@@ -56,7 +56,7 @@ void fvm_vcpu_reset_state(struct fvm_vcpu *v, bool init)
 
     v->vmem_device = fvm_vmem_device;
     memset(v->regs, 0, sizeof(v->regs));
-    v->regs[FVM_RDX] = 0x806f8; /* the signature of CPUID leaf 1 */
+    v->regs[FVM_RDX] = 0xf06e1; /* the signature of CPUID leaf 1 */
     v->rip = 0xfff0;
     fvm_vcpu_set_rflags(v, 2);
     v->cpl = 0;

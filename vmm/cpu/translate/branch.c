@@ -1,10 +1,11 @@
 /*
  * branch.c - the ends of blocks: direct exits with chaining, conditional ones, indirect ones through the jump cache.
  *
- * Direct exit:   [victims back] jmp rel32 --unlinked--> stub: flags back, ARG = exit, C
- *                                         --linked----> target block (its entry for saved flags if they are saved)
- *                                         --other page-> check sequence: the target page's shadow entry must be what it was
- *                                                        when the link was made (one compare, no flags) -> target block
+ * Direct exit:   jmp rel32 --unlinked----> stub: victims back, flags back, ARG = exit, C
+ *                          --same victims-> target's inner entry (victims stay spilled, slots stay right)
+ *                          --others-------> thunk: victims back -> target's entry
+ *                          --other page---> page check: the target page's shadow entry must be what it was when the link was made
+ *                                           (one compare, no flags) -> one of the former two
  * Every cycle of translated code passes a direct exit (which a kick unlinks) or an indirect one (which polls `request`).
  */
 #include "vmm/cpu/translate/tr.h"
@@ -50,18 +51,9 @@ static void exit_cold(struct fvm_tr *tr, uint32_t exit, uint32_t jump_at)
     tr->cold[tr->cold_n++] = (struct fvm_cold){.kind = FVM_COLD_EXIT, .exit = exit, .mark = (uint8_t)tr->cur};
 }
 
-static bool is_loop(const struct fvm_tr *tr, uint64_t target)
-{
-    return target == tr->rip && !tr->b->cross_page && !(tr->mode & FVM_MODE_SINGLE) && !(tr->saved && tr->b->live_flags);
-}
-
 void fvm_tr_exit_direct(struct fvm_tr *tr, uint64_t target)
 {
     uint32_t n = exit_new(tr, target);
-    if (is_loop(tr, target))
-        tr->e->exits[n].inner = 1;
-    else
-        fvm_tr_restore_victims(tr);
     exit_cold(tr, n, e_jmp(&tr->em));
     tr->ended = true;
 }
@@ -70,35 +62,16 @@ void fvm_tr_exit_cond(struct fvm_tr *tr, unsigned cc, uint64_t target, uint64_t 
 {
     fvm_tr_flags_restore(tr, tr->u);
     uint32_t n = exit_new(tr, target);
-    if (is_loop(tr, target)) {
-        tr->e->exits[n].inner = 1;
-        exit_cold(tr, n, e_jcc(&tr->em, cc));
-        fvm_tr_restore_victims(tr);
-    } else {
-        fvm_tr_restore_victims(tr);
-        exit_cold(tr, n, e_jcc(&tr->em, cc));
-    }
+    exit_cold(tr, n, e_jcc(&tr->em, cc));
     uint32_t m = exit_new(tr, next);
     exit_cold(tr, m, e_jmp(&tr->em));
     tr->ended = true;
 }
 
-void fvm_tr_cold_exit(struct fvm_tr *tr, struct fvm_cold *c)
+/* Goes on (no flag, no register changed) if the target's page has the entry that it had when the link was made. */
+static void page_check(struct fvm_tr *tr, struct fvm_exit *x)
 {
     struct fvm_emit *em = &tr->em;
-    struct fvm_exit *x = &tr->e->exits[c->exit];
-    x->stub_off = em->at;
-    e_patch_here(em, x->jump_off);
-    if (x->inner)
-        fvm_tr_restore_victims(tr);
-    if (x->flags_saved)
-        fvm_tr_emit_flags_restore(em, FVM_NOREG);
-    e_fs_store_imm(em, FVM_SLOT_ARG, c->exit);
-    fvm_tr_jmp_tramp(tr, FVM_TRAMP_DIRECT);
-
-    if ((x->target & ~FVM_PAGE_MASK) == (tr->rip & ~FVM_PAGE_MASK) || (tr->mode & FVM_MODE_SINGLE))
-        return;
-    /* rcx = entry of the target's page - what it must be: jrcxz needs no flags */
     x->check_off = em->at;
     e_fs_store(em, FVM_SLOT_TMP, FVM_RCX);
     e_fs_store(em, FVM_SLOT_TMP2, FVM_RDX);
@@ -109,7 +82,7 @@ void fvm_tr_cold_exit(struct fvm_tr *tr, struct fvm_cold *c)
     e8(em, 0xb8 | FVM_RDX);
     x->check_imm_off = em->at;
     e64(em, 0);
-    e_lea(em, FVM_RCX, FVM_RCX, FVM_RDX, 0, 0);
+    e_lea(em, FVM_RCX, FVM_RCX, FVM_RDX, 0, 0); /* rcx = entry - what it must be: jrcxz needs no flags */
     e_fs_load(em, FVM_RDX, FVM_SLOT_TMP2);
     e8(em, 0xe3); /* jrcxz +n */
     uint32_t short_at = em->at;
@@ -122,6 +95,37 @@ void fvm_tr_cold_exit(struct fvm_tr *tr, struct fvm_cold *c)
     e_patch(em, x->check_jump_off, x->stub_off);
 }
 
+void fvm_tr_cold_exit(struct fvm_tr *tr, struct fvm_cold *c)
+{
+    struct fvm_emit *em = &tr->em;
+    struct fvm_exit *x = &tr->e->exits[c->exit];
+    x->stub_off = em->at;
+    e_patch_here(em, x->jump_off);
+    fvm_tr_restore_victims(tr);
+    if (x->flags_saved)
+        fvm_tr_emit_flags_restore(em, FVM_NOREG);
+    e_fs_store_imm(em, FVM_SLOT_ARG, c->exit);
+    fvm_tr_jmp_tramp(tr, FVM_TRAMP_DIRECT);
+    if (tr->mode & FVM_MODE_SINGLE)
+        return;
+    x->thunk_off = em->at;
+    fvm_tr_restore_victims(tr);
+    x->jump2_off = e_jmp(em);
+    e_patch(em, x->jump2_off, x->stub_off);
+    if ((x->target & ~FVM_PAGE_MASK) != (tr->rip & ~FVM_PAGE_MASK))
+        page_check(tr, x);
+}
+
+bool fvm_block_canonical(const struct fvm_block *b)
+{
+    return b->victim_count == 2 && b->victim[0] == FVM_R15 && b->victim[1] == FVM_R14;
+}
+
+/*
+ * Guest target in t. The jump cache's code addresses want r15 and r14 spilled (most blocks have just these as victims, and then
+ * nothing moves). A kick from behind the poll of `request` on goes to the slow way: until spill_off every victim's slot is still right,
+ * from there on every register is.
+ */
 void fvm_tr_exit_indirect(struct fvm_tr *tr)
 {
     struct fvm_emit *em = &tr->em;
@@ -140,12 +144,23 @@ void fvm_tr_exit_indirect(struct fvm_tr *tr)
     e8(em, seg);
     e_op_mem(em, true, 0x3b, tr->t, tr->u, FVM_NOREG, 0, jc); /* cmp t, [jc + u] */
     c->from2 = e_jcc(em, CC_NE);
-    e8(em, seg);
-    e_load(em, tr->u, tr->u, FVM_NOREG, jc + 8);
-    e_fs_store(em, FVM_SLOT_RET, tr->u);
-    fvm_tr_restore_victims(tr);
-    e8(em, 0x64), e8(em, 0xff); /* jmp fs:[RET] */
-    e_mem(em, 4, FVM_NOREG, FVM_NOREG, 0, FVM_SLOT_RET);
+    if (fvm_block_canonical(tr->b)) {
+        e8(em, seg); /* jmp [jc + u + 8] */
+        e_rex(em, false, 0, 0, tr->u);
+        e8(em, 0xff);
+        e_mem(em, 4, tr->u, FVM_NOREG, 0, jc + 8);
+        tr->b->ind_spill_off = em->at;
+    } else {
+        e8(em, seg);
+        e_load(em, tr->u, tr->u, FVM_NOREG, jc + 8);
+        e_fs_store(em, FVM_SLOT_RET, tr->u);
+        fvm_tr_restore_victims(tr);
+        tr->b->ind_spill_off = em->at;
+        e_fs_store(em, FVM_SLOT_V0, FVM_R15);
+        e_fs_store(em, FVM_SLOT_V1, FVM_R14);
+        e8(em, 0x64), e8(em, 0xff); /* jmp fs:[RET] */
+        e_mem(em, 4, FVM_NOREG, FVM_NOREG, 0, FVM_SLOT_RET);
+    }
     tr->b->ind_end = em->at;
     tr->ended = true;
 }
@@ -156,6 +171,7 @@ void fvm_tr_cold_indirect(struct fvm_tr *tr, struct fvm_cold *c)
     e_patch_here(&tr->em, c->from1);
     e_patch_here(&tr->em, c->from2);
     fvm_tr_restore_victims(tr);
+    tr->b->ind_slow_jump_off = tr->em.at;
     fvm_tr_jmp_tramp(tr, FVM_TRAMP_INDIRECT);
 }
 
@@ -195,7 +211,6 @@ static void emit_loop(struct fvm_tr *tr, struct fvm_tr_insn *i, uint64_t target)
     /* the native instruction, jumping over a near jump: loop/loope/loopne/jrcxz are short only */
     struct fvm_emit *em = &tr->em;
     fvm_tr_flags_restore(tr, tr->u);
-    fvm_tr_restore_victims(tr);
     if (i->in.z.address_width == 32)
         e8(em, 0x67);
     e8(em, i->in.z.opcode);

@@ -17,21 +17,35 @@
 
 #define CACHE_DEFAULT (128ull << 20)
 
+static bool same_victims(const struct fvm_block *a, const struct fvm_block *b)
+{
+    if (a->victim_count != b->victim_count || b->cross_page)
+        return false;
+    for (unsigned k = 0; k < a->victim_count; k++)
+        if (a->victim[k] != b->victim[k])
+            return false;
+    return true;
+}
+
 void fvm_code_link(struct fvm_engine *e, struct fvm_vcpu *v, uint32_t n, uint32_t to)
 {
     struct fvm_exit *x = &e->exits[n];
     struct fvm_block *from = &e->blocks[x->block], *t = &e->blocks[to];
-    if (from->dead || t->dead || (from->mode & FVM_MODE_SINGLE) || (t->mode & FVM_MODE_SINGLE) || e->config.single_block ||
-        from->mode != t->mode || x->target != t->rip)
-        return;
     const struct fvm_vcpu_priv *p = v->priv;
-    if (p->run_until_on && x->target == p->run_until)
+    if (from->dead || t->dead || (from->mode & FVM_MODE_SINGLE) || (t->mode & FVM_MODE_SINGLE) || e->config.single_block ||
+        from->mode != t->mode || x->target != t->rip || (p->run_until_on && x->target == p->run_until))
         return;
-    uint32_t target = x->inner ? t->inner_off : x->flags_saved ? t->saved_off : t->code_off;
+    uint64_t expect = 0;
+    if (x->check_off && !(expect = 0 - fvm_shadow_peek(v->shadow, x->target)))
+        return;
+    uint32_t target;
+    if (same_victims(from, t)) {
+        target = x->flags_saved ? t->saved_inner_off : t->inner_off;
+    } else {
+        fvm_code_set_rel32(e, from, x->jump2_off, x->flags_saved ? t->saved_off : t->code_off);
+        target = from->code_off + x->thunk_off;
+    }
     if (x->check_off) {
-        uint64_t expect = 0 - fvm_shadow_peek(v->shadow, x->target);
-        if (!expect)
-            return;
         memcpy(e->code_rw + from->code_off + x->check_imm_off, &expect, 8);
         fvm_code_set_rel32(e, from, x->check_jump_off, target);
         target = from->code_off + x->check_off;
@@ -90,9 +104,10 @@ void fvm_code_drop(struct fvm_engine *e, uint32_t n)
     while (*p != n)
         p = &e->blocks[*p].next_hash;
     *p = b->next_hash;
-    uint8_t *entry = e->code_rw + b->code_off;
-    entry[0] = 0xe9;
+    e->code_rw[b->code_off] = 0xe9;
     fvm_code_set_rel32(e, b, 1, b->dead_off);
+    e->code_rw[b->inner_off] = 0xe9; /* an exit's jump at least follows: five bytes are there */
+    fvm_code_set_rel32(e, b, b->inner_off - b->code_off + 1, b->dead_inner_off);
 }
 
 static void drop_page(struct fvm_engine *e, fvm_pfn pfn)

@@ -40,8 +40,11 @@ struct fvm_block {
     uint64_t gpa;
     uint64_t gpa2;         /* second page when cross_page, else 0 */
     uint32_t code_off;     /* entry, from the cache's start */
-    uint32_t inner_off;    /* behind the prologue: for jumps to itself */
+    uint32_t inner_off;    /* behind the prologue: for jumps from blocks with the same victims, which stay spilled */
     uint32_t saved_off;    /* entry for guest flags in SLOT_FLAGS (== code_off if flags are dead on entry) */
+    uint32_t saved_inner_off; /* likewise, behind the prologue */
+    uint32_t canon_off;    /* entry from indirect branches: r15 and r14 spilled, flags in SLOT_FLAGS */
+    uint32_t dead_inner_off; /* where a dropped block's inner entry leads */
     uint32_t dead_off;     /* code that leaves with FVM_EXIT_DEAD */
     uint32_t code_len;     /* hot and cold part */
     uint32_t mark_first;   /* index into marks[] */
@@ -54,7 +57,7 @@ struct fvm_block {
     uint8_t dead;
     uint8_t cross_page;    /* one instruction across a page boundary: the entry checks the second page */
     uint32_t ind_off;      /* indirect exit: from behind the request poll on, a kick goes to ind_slow_off; 0: none */
-    uint32_t ind_end, ind_slow_off;
+    uint32_t ind_spill_off, ind_end, ind_slow_off, ind_slow_jump_off; /* see exit_indirect in branch.c */
     uint32_t exit_first;
     uint8_t exit_count;
     uint32_t next_hash;    /* block numbers, FVM_NONE ends */
@@ -68,14 +71,14 @@ struct fvm_exit {
     uint32_t block;
     uint32_t jump_off;     /* rel32 of the hot jump */
     uint32_t stub_off;     /* where it goes unlinked */
-    uint32_t jump2_off;    /* rel32 behind a flags restore, or 0 */
+    uint32_t thunk_off;    /* gives the victims back, then jump2: for targets with other victims */
+    uint32_t jump2_off;    /* rel32 */
     uint32_t check_off;    /* cross-page check sequence or 0: imm64 of expected entry at check_imm_off */
     uint32_t check_imm_off;
     uint32_t check_jump_off;
     uint32_t to;           /* linked block or FVM_NONE */
     uint32_t next_incoming;
     uint8_t flags_saved;   /* guest flags are in SLOT_FLAGS when this exit is taken */
-    uint8_t inner;         /* jumps to its own block without restoring victims */
 };
 
 enum { FVM_SITE_STACK = 1 /* addressed through SS: #SS where others have #GP */, FVM_SITE_MASKED = 2 /* vmaskmov */ };

@@ -129,8 +129,10 @@ uint64_t fvm_fast_find(struct fvm_vcpu *v, uint64_t rip)
     uint32_t n = fvm_code_find(e, gpa, rip, mode);
     if (n == FVM_NONE)
         return 0;
-    uint64_t code = (uint64_t)(uintptr_t)e->code + e->blocks[n].saved_off;
+    uint64_t code = (uint64_t)(uintptr_t)e->code + e->blocks[n].canon_off;
     fvm_jc_fill(v, rip, mode, code);
+    *fvm_slot(v, FVM_SLOT_V0) = v->regs[FVM_R15]; /* what that entry expects */
+    *fvm_slot(v, FVM_SLOT_V1) = v->regs[FVM_R14];
     return code;
 }
 

@@ -45,7 +45,11 @@ void fvm_code_unlink_exit(struct fvm_engine *e, uint32_t n)
 {
     struct fvm_exit *x = &e->exits[n];
     const struct fvm_block *b = &e->blocks[x->block];
+    if (b->dead) /* never runs again, and its first bytes were overwritten: a jump's operand may have been there */
+        return;
     fvm_code_set_rel32(e, b, x->jump_off, b->code_off + x->stub_off);
+    if (x->jump2_off)
+        fvm_code_set_rel32(e, b, x->jump2_off, b->code_off + x->stub_off);
     if (x->check_off)
         fvm_code_set_rel32(e, b, x->check_jump_off, b->code_off + x->stub_off);
 }

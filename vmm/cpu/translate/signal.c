@@ -44,7 +44,8 @@ static void handle_kick(struct fvm_vcpu *v, greg_t *g)
     struct fvm_block *b = &e->blocks[n];
     uint64_t off = pc - (uint64_t)(uintptr_t)e->code - b->code_off;
     if (b->ind_off && off >= b->ind_off && off < b->ind_end)
-        g[REG_RIP] = (greg_t)((uintptr_t)e->code + b->code_off + b->ind_slow_off);
+        g[REG_RIP] = (greg_t)((uintptr_t)e->code + b->code_off +
+                              (off >= b->ind_spill_off ? b->ind_slow_jump_off : b->ind_slow_off));
     else
         fvm_code_unlink_block(e, b);
 }
@@ -125,6 +126,8 @@ void fvm_signal_handle(int signo, void *info, void *uc, struct fvm_vcpu *v)
     }
     if (v && !g[REG_RIP] && !*fvm_slot(v, FVM_SLOT_TGT)) {
         /* A guest branch to address 0 found an empty jump cache entry, whose rip is 0, too: look it up after all. */
+        g[REG_R15] = (greg_t)*fvm_slot(v, FVM_SLOT_V0); /* spilled for the entry that was expected */
+        g[REG_R14] = (greg_t)*fvm_slot(v, FVM_SLOT_V1);
         g[REG_RIP] = (greg_t)(uintptr_t)fvm_stub_indirect;
         return;
     }

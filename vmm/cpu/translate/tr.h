@@ -113,6 +113,8 @@ void fvm_tr_copy(struct fvm_tr *tr, const struct fvm_insn *in);
 void fvm_emit_copy(struct fvm_emit *em, const struct fvm_insn *in, unsigned bits);
 
 /* branch.c */
+/** Victims are r15, r14: what jump-cache entries expect to be spilled. */
+bool fvm_block_canonical(const struct fvm_block *b);
 void fvm_tr_exit_direct(struct fvm_tr *tr, uint64_t target);
 void fvm_tr_exit_cond(struct fvm_tr *tr, unsigned cc, uint64_t target, uint64_t next);
 void fvm_tr_exit_indirect(struct fvm_tr *tr); /* guest target in tr->t */
