@@ -26,6 +26,7 @@ struct fvm_run_migration { /* loop's thread */
     struct fvm_source *source;
     struct fvm_dest *dest;
     struct fvm_memory *memory; /* of the last attempt, so that a retry need not send all again */
+    struct fvm_record_store real_record; /* behind a fault */
     char allow[FVM_PORT_KEY_CHARS + 1];
     char self[FVM_HO_NAME_MAX + 1]; /* our name in the record, and where that is: as given last, else made up here */
     char record_spec[4200];         /* "file:PATH" */
@@ -187,6 +188,31 @@ static void source_done(void *ctx, const struct fvm_migrate_report *r) { post(ct
 static void dest_done(void *ctx, const struct fvm_migrate_report *r) { post(ctx, NULL, r, on_dest_done); }
 
 /* ---- what both commands need ---- */
+
+/* "die_in_phase=taken": between TAKE and RUN, where only the record knows that the guest is on its way. */
+static int fault_cas(void *ctx, uint64_t expect_revision, const struct fvm_ho_record *next, struct fvm_err *err)
+{
+    struct fvm_run_migration *m = ctx;
+    int rc = m->real_record.cas(m->real_record.ctx, expect_revision, next, err);
+    if (!rc && next->phase == FVM_HO_TAKEN)
+        kill(getpid(), SIGKILL);
+    return rc;
+}
+
+static int fault_get(void *ctx, struct fvm_ho_record *ret_record, uint64_t *ret_revision, struct fvm_err *err)
+{
+    struct fvm_run_migration *m = ctx;
+    return m->real_record.get(m->real_record.ctx, ret_record, ret_revision, err);
+}
+
+static void fault_record(struct fvm_run_migration *m, struct fvm_record_store *record)
+{
+    const char *text = getenv("FVM_MIGRATE_FAULT");
+    if (!text || !strstr(text, "die_in_phase=taken"))
+        return;
+    m->real_record = *record;
+    *record = (struct fvm_record_store){.get = fault_get, .cas = fault_cas, .ctx = m};
+}
 
 static int open_record(struct fvm_run_migration *m, const json_t *request, const char *self, bool source,
                        struct fvm_record_store *ret, struct fvm_err *err)
@@ -445,6 +471,7 @@ static int start_dest(struct fvm_run *run, const json_t *request, struct fvm_err
     if (!rc) {
         o.machine = fvm_vm_machine_get(m->machine);
         take_faults(&o.faults);
+        fault_record(m, &o.record);
         rc = fvm_dest_start(&o, &m->dest, err);
     }
     if (rc)
@@ -484,6 +511,26 @@ int fvm_migrate_register(struct fvm_run *run)
     return r ? r : fvm_control_register(run->control, "incoming", "wait for a guest", command_incoming, run);
 }
 
+/* A record made for a move without a cluster goes with the guest's end: nobody is left who could ask it. */
+static void drop_record(const struct fvm_run_migration *m)
+{
+    struct fvm_record_file *file = NULL;
+    struct fvm_ho_record r;
+    struct fvm_err err;
+    uint64_t revision;
+    char path[sizeof(m->record_spec)];
+    const char *name = m->record_spec + 5; /* behind "file:" */
+    if (access(name, F_OK) || fvm_record_file_open(name, NULL, &file, &err))
+        return;
+    const struct fvm_record_store store = fvm_record_file_store(file);
+    if (store.get(store.ctx, &r, &revision, &err) == 0 && r.phase == FVM_HO_STABLE && strcmp(r.owner, m->self) == 0) {
+        unlink(name);
+        if ((size_t)snprintf(path, sizeof(path), "%s.lock", name) < sizeof(path))
+            unlink(path);
+    }
+    fvm_record_file_close(&file);
+}
+
 void fvm_migrate_close(struct fvm_run *run)
 {
     struct fvm_run_migration *m = run->migration;
@@ -498,6 +545,7 @@ void fvm_migrate_close(struct fvm_run *run)
             break;
     }
     tidy(m);
+    drop_record(m);
     if (m->ctx && !m->source && !m->dest)
         fvm_port_ctx_destroy(&m->ctx);
     if (m->memory)

@@ -258,7 +258,6 @@ static int port_new(struct fvm_port_ctx *ctx, bool router, const struct fvm_port
     set_int(p->sock, ZMQ_SNDHWM, hwm);
     set_int(p->sock, ZMQ_RCVHWM, hwm);
     set_int(p->sock, ZMQ_LINGER, (int)opt->linger_ms);
-    set_int(p->sock, ZMQ_IPV6, 1);
     set_int(p->sock, ZMQ_HANDSHAKE_IVL, 5000);
     set_int(p->sock, ZMQ_HEARTBEAT_IVL, hb);
     set_int(p->sock, ZMQ_HEARTBEAT_TIMEOUT, hb * 3);
@@ -306,6 +305,12 @@ static void domain_remove(struct fvm_port *p)
     pthread_mutex_unlock(&p->ctx->lock);
 }
 
+/* Only where asked for: with it on, ZeroMQ shows and tells IPv4 addresses in their IPv6 form. */
+static void allow_v6(struct fvm_port *p, const char *addr)
+{
+    set_int(p->sock, ZMQ_IPV6, strchr(addr, '[') != NULL);
+}
+
 static int addr_error(struct fvm_err *err, const char *verb, const char *addr, int e)
 {
     int code = e == EADDRINUSE ? FVM_EBUSY
@@ -338,6 +343,7 @@ int fvm_port_listen(struct fvm_port_ctx *ctx, const char *addr, const struct fvm
             goto fail;
         }
     }
+    allow_v6(p, addr);
     if (zmq_bind(p->sock, addr) != 0) {
         rc = addr_error(err, "listen on", addr, zmq_errno());
         goto fail;
@@ -394,6 +400,7 @@ int fvm_port_connect(struct fvm_port_ctx *ctx, const char *addr, const char *pee
         rc = fvm_err_set(err, fvm_err_from_errno(e), e, "net", "cannot watch the connection: %s", zmq_strerror(e));
         goto fail;
     }
+    allow_v6(p, addr);
     if (zmq_connect(p->sock, addr) != 0) {
         rc = addr_error(err, "connect to", addr, zmq_errno());
         goto fail;
