@@ -87,8 +87,9 @@ static void print_timeline(const struct watch *w, const Fvm__Reply *reply)
     printf("  hand-over  %10s   take, run\n", ctl_ms(p->handover_ns, a));
     printf("  blackout   %10s\n", ctl_ms(p->blackout_ns, a));
     printf("  total      %10s\n", ctl_ms(p->total_ns, a));
-    if (p->pages_resent)
-        printf("  resent     %10llu   pages that arrived damaged or not at all\n", (unsigned long long)p->pages_resent);
+    if (p->pages_resent || p->digest_repairs)
+        printf("  resent     %10llu   pages that came damaged or not at all, %llu of them found by their digest\n",
+               (unsigned long long)(p->pages_resent + p->digest_repairs), (unsigned long long)p->digest_repairs);
     printf("  %s\n", p->verified ? "memory verified" : "memory NOT verified");
 }
 

@@ -102,6 +102,8 @@ static void fill_progress(Fvm__MigrateProgress *p, json_t *e)
     p->precopy_ns = number(e, "precopy_ns");
     p->final_ns = number(e, "final_ns");
     p->handover_ns = number(e, "handover_ns");
+    p->digest_repairs = number(e, "digest_repairs");
+    p->corrupt_batches = number(e, "corrupt_batches");
     p->verified = json_is_true(json_object_get(e, "verified"));
 }
 
