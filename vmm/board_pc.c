@@ -1,11 +1,13 @@
 /*
- * board_pc.c - the PC: which chips, where, on which interrupt line. This table is the only place that says so (the ACPI tables in
- * vmm/firmware/acpi.c describe the same to the guest).
+ * board_pc.c - the PC: which chips, where, on which interrupt line. This table is the only place that says so (the
+ * ACPI tables in vmm/firmware/acpi.c describe the same to the guest).
  *
- * Order matters: interrupt controllers come first, so that a restore has them before the chips that drive lines, and a chip that
- * raises a line while it is restored finds the controllers knowing that line as high already. State is saved in this order too.
+ * Order matters: interrupt controllers come first, so that a restore has them before the chips that drive lines, and
+ * a chip that raises a line while it is restored finds the controllers knowing that line as high already. State is
+ * saved in this order too.
  *
- * Invariant: devices[0..count) are alive; the virtio functions take PCI slots from FIRST_VIRTIO_SLOT up in configuration order.
+ * Invariant: devices[0..count) are alive; the virtio functions take PCI slots from FIRST_VIRTIO_SLOT up in
+ * configuration order.
  */
 #include "vmm/board_pc.h"
 
@@ -303,7 +305,8 @@ int fvm_board_pc_save(struct fvm_board_pc *pc, Fvm__DevicesState **ret)
 int fvm_board_pc_check(struct fvm_board_pc *pc, const Fvm__DevicesState *state, struct fvm_err *err)
 {
     if (state->n_devices != pc->count)
-        return fvm_err_set(err, FVM_EBADIMAGE, 0, "board", "the saved state has %zu devices, this VM %u: start it with the same options",
+        return fvm_err_set(err, FVM_EBADIMAGE, 0, "board",
+                           "the saved state has %zu devices, this VM %u: start it with the same options",
                            state->n_devices, pc->count);
     for (unsigned i = 0; i < pc->count; i++) {
         struct fvm_device *dev = pc->devices[i];
@@ -311,8 +314,9 @@ int fvm_board_pc_check(struct fvm_board_pc *pc, const Fvm__DevicesState *state, 
         int r;
 
         if (strcmp(s->instance, dev->instance) != 0 || strcmp(s->chip, dev->ops->name) != 0)
-            return fvm_err_set(err, FVM_EBADIMAGE, 0, "board", "saved device %u is %.23s (%.23s), this VM has %s (%s) there", i,
-                               s->instance, s->chip, dev->instance, dev->ops->name);
+            return fvm_err_set(err, FVM_EBADIMAGE, 0, "board",
+                               "saved device %u is %.23s (%.23s), this VM has %s (%s) there", i, s->instance, s->chip,
+                               dev->instance, dev->ops->name);
         r = dev->ops->check(dev, s->state.data, s->state.len, err);
         if (r)
             return r;

@@ -36,7 +36,8 @@ struct fvm_board_pc_config {
     bool balloon;
 };
 
-/** Makes the chips in the table's order, then the virtio devices: disks, nets, console, rng, balloon. `board` is borrowed. */
+/** Makes the chips in the table's order, then the virtio devices: disks, nets, console, rng, balloon. `board` is
+ * borrowed. */
 int fvm_board_pc_create(struct fvm_board *board, const struct fvm_board_pc_config *config, struct fvm_board_pc **ret_pc,
                         struct fvm_err *err);
 void fvm_board_pc_destroy(struct fvm_board_pc **pc_p);

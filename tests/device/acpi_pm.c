@@ -3,7 +3,15 @@
 
 #include "support_board.h"
 
-enum { STATUS = 0x600, ENABLE = 0x602, CONTROL = 0x604, TIMER = 0x608, GPE_STATUS = 0x620, GPE_ENABLE = 0x622, LINE = 9 };
+enum {
+    STATUS = 0x600,
+    ENABLE = 0x602,
+    CONTROL = 0x604,
+    TIMER = 0x608,
+    GPE_STATUS = 0x620,
+    GPE_ENABLE = 0x622,
+    LINE = 9
+};
 
 static struct test_board t;
 static struct fvm_device *dev, *bridge;

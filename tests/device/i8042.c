@@ -91,7 +91,8 @@ static void test_state(void)
 
 int main(void)
 {
-    static const struct board_test tests[] = {{"commands", test_commands}, {"reset", test_reset}, {"state", test_state}};
+    static const struct board_test tests[] = {
+        {"commands", test_commands}, {"reset", test_reset}, {"state", test_state}};
 
     return board_main("device/i8042", tests, FVM_ARRAY_SIZE(tests));
 }

@@ -72,7 +72,8 @@ static void test_periodic(void)
         before = t.rises[LINE];
         for (unsigned i = 0; i < 50; i++)
             board_advance(&t, 4000000);
-        CU_ASSERT(t.rises[LINE] - before >= 19 && t.rises[LINE] - before <= 30); /* 200 ms at 100 Hz, and what the loop took */
+        CU_ASSERT(t.rises[LINE] - before >= 19 &&
+                  t.rises[LINE] - before <= 30); /* 200 ms at 100 Hz, and what the loop took */
         CU_ASSERT(latched(0) >= 1 && latched(0) <= 11932);
         down();
     }
@@ -199,8 +200,12 @@ static void test_state(void)
 int main(void)
 {
     static const struct board_test tests[] = {
-        {"mode 0", test_mode0}, {"modes 2 and 3", test_periodic}, {"latches and read-back", test_latch},
-        {"gate and OUT of counter 2", test_gate}, {"refresh bit", test_refresh_bit}, {"mode 4, BCD", test_mode4_and_bcd},
+        {"mode 0", test_mode0},
+        {"modes 2 and 3", test_periodic},
+        {"latches and read-back", test_latch},
+        {"gate and OUT of counter 2", test_gate},
+        {"refresh bit", test_refresh_bit},
+        {"mode 4, BCD", test_mode4_and_bcd},
         {"state", test_state},
     };
 

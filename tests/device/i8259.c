@@ -179,8 +179,12 @@ static void test_state(void)
 int main(void)
 {
     static const struct board_test tests[] = {
-        {"priorities and EOI", test_basic}, {"cascade", test_cascade}, {"spurious", test_spurious}, {"level inputs", test_level},
-        {"rotation, automatic EOI, special mask, poll", test_rotation_and_modes}, {"state", test_state},
+        {"priorities and EOI", test_basic},
+        {"cascade", test_cascade},
+        {"spurious", test_spurious},
+        {"level inputs", test_level},
+        {"rotation, automatic EOI, special mask, poll", test_rotation_and_modes},
+        {"state", test_state},
     };
 
     return board_main("device/i8259", tests, FVM_ARRAY_SIZE(tests));

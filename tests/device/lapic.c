@@ -5,9 +5,27 @@
 
 #include "support_board.h"
 
-enum { ID = 0x20, TPR = 0x80, PPR = 0xa0, EOI = 0xb0, LDR = 0xd0, DFR = 0xe0, SVR = 0xf0, ISR = 0x100, IRR = 0x200, ESR = 0x280,
-       ICR = 0x300, ICR_HIGH = 0x310, LVT_TIMER = 0x320, LVT_LINT0 = 0x350, LVT_LINT1 = 0x360, LVT_ERROR = 0x370,
-       INITIAL = 0x380, CURRENT = 0x390, DIVIDE = 0x3e0 };
+enum {
+    ID = 0x20,
+    TPR = 0x80,
+    PPR = 0xa0,
+    EOI = 0xb0,
+    LDR = 0xd0,
+    DFR = 0xe0,
+    SVR = 0xf0,
+    ISR = 0x100,
+    IRR = 0x200,
+    ESR = 0x280,
+    ICR = 0x300,
+    ICR_HIGH = 0x310,
+    LVT_TIMER = 0x320,
+    LVT_LINT0 = 0x350,
+    LVT_LINT1 = 0x360,
+    LVT_ERROR = 0x370,
+    INITIAL = 0x380,
+    CURRENT = 0x390,
+    DIVIDE = 0x3e0
+};
 enum { MSR_BASE = 0x1b, MSR_DEADLINE = 0x6e0, X2_TPR = 0x808, X2_ICR = 0x830, X2_SELF = 0x83f };
 
 static struct test_board t;

@@ -221,9 +221,15 @@ static void test_state(void)
 int main(void)
 {
     static const struct board_test tests[] = {
-        {"shows the wall clock", test_reads_wall_clock}, {"set the time", test_set}, {"SET holds the clock", test_set_holds},
-        {"update in progress", test_uip}, {"update-ended interrupt", test_update_interrupt}, {"alarm", test_alarm},
-        {"periodic interrupt", test_periodic}, {"CMOS memory", test_cmos}, {"state", test_state},
+        {"shows the wall clock", test_reads_wall_clock},
+        {"set the time", test_set},
+        {"SET holds the clock", test_set_holds},
+        {"update in progress", test_uip},
+        {"update-ended interrupt", test_update_interrupt},
+        {"alarm", test_alarm},
+        {"periodic interrupt", test_periodic},
+        {"CMOS memory", test_cmos},
+        {"state", test_state},
     };
 
     return board_main("device/mc146818", tests, FVM_ARRAY_SIZE(tests));

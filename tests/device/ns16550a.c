@@ -5,8 +5,18 @@
 
 #include "support_board.h"
 
-enum { BASE = 0x3f8, LINE = 4, DATA = BASE, IER = BASE + 1, IIR = BASE + 2, LCR = BASE + 3, MCR = BASE + 4, LSR = BASE + 5,
-       MSR = BASE + 6, SCR = BASE + 7 };
+enum {
+    BASE = 0x3f8,
+    LINE = 4,
+    DATA = BASE,
+    IER = BASE + 1,
+    IIR = BASE + 2,
+    LCR = BASE + 3,
+    MCR = BASE + 4,
+    LSR = BASE + 5,
+    MSR = BASE + 6,
+    SCR = BASE + 7
+};
 
 static struct test_board t;
 static struct fvm_device *dev;
@@ -204,8 +214,9 @@ static void test_state(void)
 int main(void)
 {
     static const struct board_test tests[] = {
-        {"output", test_output}, {"input is never dropped", test_input_is_never_dropped}, {"interrupts", test_interrupts},
-        {"loopback", test_loopback}, {"state", test_state},
+        {"output", test_output},         {"input is never dropped", test_input_is_never_dropped},
+        {"interrupts", test_interrupts}, {"loopback", test_loopback},
+        {"state", test_state},
     };
 
     return board_main("device/ns16550a", tests, FVM_ARRAY_SIZE(tests));

@@ -37,8 +37,14 @@ static void config_written(void *ctx, unsigned offset, unsigned size)
 
 static const struct fvm_bus_ops bar_ops = {.read = bar_read, .write = bar_write};
 static const struct fvm_pci_function_ops fn_ops = {.config_written = config_written};
-static const struct fvm_pci_id id = {.slot = 3, .vendor = 0x1af4, .device = 0x1042, .subsystem_vendor = 0x1af4, .subsystem = 2,
-                                     .revision = 1, .class_code = 0x018000, .interrupt_pin = 1};
+static const struct fvm_pci_id id = {.slot = 3,
+                                     .vendor = 0x1af4,
+                                     .device = 0x1042,
+                                     .subsystem_vendor = 0x1af4,
+                                     .subsystem = 2,
+                                     .revision = 1,
+                                     .class_code = 0x018000,
+                                     .interrupt_pin = 1};
 
 static void make(struct test_board *b, struct fvm_device **ret_bridge, struct fvm_pci_function *f)
 {
@@ -269,8 +275,13 @@ static void test_bridge_state(void)
 int main(void)
 {
     static const struct board_test tests[] = {
-        {"configuration space", test_config}, {"BARs", test_bars}, {"capabilities", test_capabilities}, {"INTx", test_intx},
-        {"MSI-X", test_msix}, {"assignment", test_assign}, {"function state", test_function_state},
+        {"configuration space", test_config},
+        {"BARs", test_bars},
+        {"capabilities", test_capabilities},
+        {"INTx", test_intx},
+        {"MSI-X", test_msix},
+        {"assignment", test_assign},
+        {"function state", test_function_state},
         {"bridge state", test_bridge_state},
     };
 

@@ -1,6 +1,6 @@
 /*
- * support_board.h - a board without processors for tests of single chips: bus, interrupt lines, RAM, a loop, and a clock that only
- * moves when the test says so. Everything that leaves a chip is counted.
+ * support_board.h - a board without processors for tests of single chips: bus, interrupt lines, RAM, a loop, and a
+ * clock that only moves when the test says so. Everything that leaves a chip is counted.
  */
 #ifndef FVM_TESTS_DEVICE_SUPPORT_BOARD_H
 #define FVM_TESTS_DEVICE_SUPPORT_BOARD_H
@@ -34,8 +34,8 @@ uint64_t board_mmio_read(struct test_board *t, uint64_t addr, unsigned size);
 /** save(from) -> check, restore into `fresh` -> save again is the same bytes. */
 void board_roundtrip(struct fvm_device *from, struct fvm_device *fresh);
 /**
- * Mutate `from`'s saved state `rounds` times, by seed. Each must be refused with a text, or be a state the chip can really be in: then
- * `victim` takes it, `poke` (may be NULL) uses it, and what it saves passes its own check.
+ * Mutate `from`'s saved state `rounds` times, by seed. Each must be refused with a text, or be a state the chip can
+ * really be in: then `victim` takes it, `poke` (may be NULL) uses it, and what it saves passes its own check.
  */
 void board_hostile(struct test_board *t, struct fvm_device *from, struct fvm_device *victim, unsigned rounds,
                    void (*poke)(struct test_board *t, struct fvm_device *victim));

@@ -1,4 +1,5 @@
-/* firmware/acpi: what a guest finds from the RSDP on, checksums, agreement with the devices, and iasl's opinion of every table. */
+/* firmware/acpi: what a guest finds from the RSDP on, checksums, agreement with the devices, and iasl's opinion of
+ * every table. */
 #include <CUnit/Basic.h>
 #include <stdio.h>
 #include <stdlib.h>

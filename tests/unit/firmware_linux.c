@@ -1,4 +1,5 @@
-/* firmware/linux_boot: where things go, what the zero page says, every refusal, hostile headers; and real kernels where there are any. */
+/* firmware/linux_boot: where things go, what the zero page says, every refusal, hostile headers; and real kernels where
+ * there are any. */
 #include <CUnit/Basic.h>
 #include <glob.h>
 #include <stdio.h>
@@ -45,8 +46,8 @@ static struct fvm_boot_image image(const void *bytes, uint64_t len, const char *
     return (struct fvm_boot_image){.bytes = bytes, .len = len, .path = path};
 }
 
-static int load(uint64_t ram_bytes, const struct fvm_boot_image *initrd, const char *append, struct fvm_boot_state *state,
-                struct fvm_err *err)
+static int load(uint64_t ram_bytes, const struct fvm_boot_image *initrd, const char *append,
+                struct fvm_boot_state *state, struct fvm_err *err)
 {
     struct fvm_boot_image k = image(file, sizeof(file), "kernel");
 
@@ -96,7 +97,8 @@ static void test_layout(void)
     free(initrd_bytes);
 }
 
-/* The tables that the start state points at map the first 4 GiB onto themselves, and the descriptors are what the segments say. */
+/* The tables that the start state points at map the first 4 GiB onto themselves, and the descriptors are what the
+ * segments say. */
 static void test_start_tables(void)
 {
     static const uint64_t probe[] = {0, 0x7000, 0x1234567, 0xbfffffff, 0xfee00000};
@@ -202,8 +204,8 @@ static void test_not_a_kernel(void)
         const char *bytes, *word;
         size_t len;
     } cases[] = {
-        {"\x1f\x8b\x08 more", "gzip", 8}, {"\177ELF\2\1\1", "ELF", 8}, {"#!/bin/sh\n", "script", 10}, {"QFI\xfb....", "qcow2", 8},
-        {"hello world", "unknown", 11}, {"", "empty", 0},
+        {"\x1f\x8b\x08 more", "gzip", 8}, {"\177ELF\2\1\1", "ELF", 8},    {"#!/bin/sh\n", "script", 10},
+        {"QFI\xfb....", "qcow2", 8},      {"hello world", "unknown", 11}, {"", "empty", 0},
     };
     char path[] = "/tmp/fvm-kernel-XXXXXX";
     struct fvm_boot_options o = {.kernel = path, .cpu_count = 1};

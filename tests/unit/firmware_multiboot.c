@@ -39,9 +39,20 @@ static void make_flat(void)
 
 static void make_elf32(void)
 {
-    Elf32_Ehdr e = {.e_ident = "\177ELF\1\1\1", .e_type = ET_EXEC, .e_machine = EM_386, .e_version = 1, .e_entry = 0xc0200010,
-                    .e_phoff = sizeof(e), .e_ehsize = sizeof(e), .e_phentsize = sizeof(Elf32_Phdr), .e_phnum = 2};
-    Elf32_Phdr p[2] = {{.p_type = PT_LOAD, .p_offset = 0x1000, .p_vaddr = 0xc0200000, .p_paddr = 0x200000, .p_filesz = 0x1000,
+    Elf32_Ehdr e = {.e_ident = "\177ELF\1\1\1",
+                    .e_type = ET_EXEC,
+                    .e_machine = EM_386,
+                    .e_version = 1,
+                    .e_entry = 0xc0200010,
+                    .e_phoff = sizeof(e),
+                    .e_ehsize = sizeof(e),
+                    .e_phentsize = sizeof(Elf32_Phdr),
+                    .e_phnum = 2};
+    Elf32_Phdr p[2] = {{.p_type = PT_LOAD,
+                        .p_offset = 0x1000,
+                        .p_vaddr = 0xc0200000,
+                        .p_paddr = 0x200000,
+                        .p_filesz = 0x1000,
                         .p_memsz = 0x3000},
                        {.p_type = PT_NOTE, .p_offset = 0xffffff00, .p_filesz = 0xffffffff}};
 
@@ -53,8 +64,15 @@ static void make_elf32(void)
 
 static void make_elf64(void)
 {
-    Elf64_Ehdr e = {.e_ident = "\177ELF\2\1\1", .e_type = ET_EXEC, .e_machine = EM_X86_64, .e_version = 1, .e_entry = 0x200020,
-                    .e_phoff = sizeof(e), .e_ehsize = sizeof(e), .e_phentsize = sizeof(Elf64_Phdr), .e_phnum = 1};
+    Elf64_Ehdr e = {.e_ident = "\177ELF\2\1\1",
+                    .e_type = ET_EXEC,
+                    .e_machine = EM_X86_64,
+                    .e_version = 1,
+                    .e_entry = 0x200020,
+                    .e_phoff = sizeof(e),
+                    .e_ehsize = sizeof(e),
+                    .e_phentsize = sizeof(Elf64_Phdr),
+                    .e_phnum = 1};
     Elf64_Phdr p = {.p_type = PT_LOAD, .p_offset = 0x1000, .p_vaddr = 0x200000, .p_paddr = 0x200000, .p_filesz = 0x1000,
                     .p_memsz = 0x1000};
 

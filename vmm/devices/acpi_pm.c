@@ -1,8 +1,10 @@
 /*
- * acpi_pm.c - ACPI fixed hardware (ACPI 6, chapter 4.8) at the PIIX4's usual place, and the reset control register at port cf9.
+ * acpi_pm.c - ACPI fixed hardware (ACPI 6, chapter 4.8) at the PIIX4's usual place, and the reset control register at
+ * port cf9.
  *
- * The board is always in ACPI mode (SCI_EN reads 1, there is no SMI command port). Sleeping is S5 only: power off. The timer counts
- * guest time at 3.579545 MHz in 24 bits; its carry is found when somebody looks or, if TMR_EN, by a timer.
+ * The board is always in ACPI mode (SCI_EN reads 1, there is no SMI command port). Sleeping is S5 only: power off.
+ * The timer counts guest time at 3.579545 MHz in 24 bits; its carry is found when somebody looks or, if TMR_EN, by a
+ * timer.
  *
  * Invariant: the SCI line is high exactly while an enabled status bit is set.
  */
@@ -14,7 +16,14 @@
 #include "vmm/devices/pack.h"
 
 enum { PORT_BASE = 0x600, PORT_LEN = 0x40 };
-enum { PM1_STATUS = 0x00, PM1_ENABLE = 0x02, PM1_CONTROL = 0x04, PM_TIMER = 0x08, GPE0_STATUS = 0x20, GPE0_ENABLE = 0x22 };
+enum {
+    PM1_STATUS = 0x00,
+    PM1_ENABLE = 0x02,
+    PM1_CONTROL = 0x04,
+    PM_TIMER = 0x08,
+    GPE0_STATUS = 0x20,
+    GPE0_ENABLE = 0x22
+};
 enum { STS_TIMER = 0x0001, STS_GLOBAL = 0x0020, STS_POWER_BUTTON = 0x0100, STS_RTC = 0x0400, STS_WAKE = 0x8000 };
 enum { PM1_STATUS_BITS = STS_TIMER | STS_GLOBAL | STS_POWER_BUTTON | STS_RTC | STS_WAKE,
        PM1_ENABLE_BITS = STS_TIMER | STS_GLOBAL | STS_POWER_BUTTON | STS_RTC };
@@ -267,7 +276,8 @@ static const struct fvm_device_ops acpi_pm_ops = {
     .restore = acpi_pm_restore,
 };
 
-int fvm_acpi_pm_create(struct fvm_board *board, unsigned sci_line, struct fvm_pci_host *host, struct fvm_device **ret_dev)
+int fvm_acpi_pm_create(struct fvm_board *board, unsigned sci_line, struct fvm_pci_host *host,
+                       struct fvm_device **ret_dev)
 {
     struct acpi_pm *a = calloc(1, sizeof(*a));
     int r;

@@ -1,8 +1,8 @@
 /*
  * i8042.c - keyboard controller without a keyboard: the controller's own commands answer, devices behind it do not.
  *
- * What old software needs of it: reset by pulsing the output port (command fe), the A20 line (always on here), self test. Port 92 is
- * the chip set's faster way to the same two wires.
+ * What old software needs of it: reset by pulsing the output port (command fe), the A20 line (always on here), self
+ * test. Port 92 is the chip set's faster way to the same two wires.
  */
 #include "vmm/devices/i8042.h"
 

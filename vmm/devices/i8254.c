@@ -1,8 +1,9 @@
 /*
  * i8254.c - programmable interval timer (Intel 8254): three counters, six modes, latch and read-back commands.
  *
- * A counter is not stepped: its count and OUT are computed from guest time since it was started. Only counter 0 has an event, the next
- * rising edge of OUT, which is the timer interrupt. Missed periods are merged into one edge, and edges keep their phase.
+ * A counter is not stepped: its count and OUT are computed from guest time since it was started. Only counter 0 has
+ * an event, the next rising edge of OUT, which is the timer interrupt. Missed periods are merged into one edge, and
+ * edges keep their phase.
  *
  * Invariant: tick n of a counter happens at start_ns + ceil(n * 1e9 / 1193182), so periods never drift.
  */
@@ -206,7 +207,8 @@ static void latch_status(const struct i8254 *p, struct counter *c)
     if (c->status_latched)
         return;
     c->status_latched = true;
-    c->status_latch = (uint8_t)((out_now(p, c) ? 0x80 : 0) | (c->loaded ? 0 : 0x40) | c->access << 4 | c->mode << 1 | c->bcd);
+    c->status_latch =
+        (uint8_t)((out_now(p, c) ? 0x80 : 0) | (c->loaded ? 0 : 0x40) | c->access << 4 | c->mode << 1 | c->bcd);
 }
 
 static void control_write(struct i8254 *p, uint8_t value)
@@ -452,11 +454,21 @@ static void i8254_restore(struct fvm_device *dev, const uint8_t *buf, size_t len
         const Fvm__I8254CounterState *s = state->counters[i];
 
         p->counter[i] = (struct counter){
-            .mode = (uint8_t)s->mode, .access = (uint8_t)s->access, .bcd = s->bcd, .reload = s->reload,
-            .start_ns = s->start_ns, .loaded = s->loaded, .gate = s->gate, .held = s->held,
-            .write_high_next = s->write_high_next, .read_high_next = s->read_high_next, .write_low = (uint8_t)s->write_low,
-            .count_latched = (uint8_t)s->count_latched, .count_latch = (uint16_t)s->count_latch,
-            .status_latched = s->status_latched, .status_latch = (uint8_t)s->status_latch,
+            .mode = (uint8_t)s->mode,
+            .access = (uint8_t)s->access,
+            .bcd = s->bcd,
+            .reload = s->reload,
+            .start_ns = s->start_ns,
+            .loaded = s->loaded,
+            .gate = s->gate,
+            .held = s->held,
+            .write_high_next = s->write_high_next,
+            .read_high_next = s->read_high_next,
+            .write_low = (uint8_t)s->write_low,
+            .count_latched = (uint8_t)s->count_latched,
+            .count_latch = (uint16_t)s->count_latch,
+            .status_latched = s->status_latched,
+            .status_latch = (uint8_t)s->status_latch,
         };
     }
     p->speaker = state->speaker;

@@ -3,8 +3,9 @@
  *
  *   lines 0..15 of the board -> inputs 0..7 master, 8..15 slave -> IRR & ~IMR, above ISR -> INTR -> LINT0
  *
- * Board line 2 is ISA IRQ 0 (the timer), as the ioapic numbers lines; board line 0 is wired to nothing.
- * Invariant: after every change of state settle() has brought the slave's output to the master and the master's to the processor.
+ * Board line 2 is ISA IRQ 0 (the timer), as the ioapic numbers lines; board line 0 is wired to nothing. Invariant:
+ * after every change of state settle() has brought the slave's output to the master and the master's to the
+ * processor.
  */
 #include "vmm/devices/i8259.h"
 
@@ -409,7 +410,8 @@ static const struct fvm_device_ops i8259_ops = {
     .restore = i8259_restore,
 };
 
-int fvm_i8259_create(struct fvm_board *board, void (*output)(void *ctx, bool level), void *ctx, struct fvm_device **ret_dev)
+int fvm_i8259_create(struct fvm_board *board, void (*output)(void *ctx, bool level), void *ctx,
+                     struct fvm_device **ret_dev)
 {
     static const uint16_t port[3] = {0x20, 0xa0, 0x4d0};
     struct i8259 *p = calloc(1, sizeof(*p));

@@ -1,9 +1,9 @@
 /*
  * ioapic.c - I/O APIC (Intel 82093AA, version 0x20 with the EOI register).
  *
- * A pin that becomes active sends its redirection entry as a message to the local APICs. Edge: once per rising edge; an edge on a
- * masked pin is lost, as the manual says. Level: while the line is high and Remote IRR is clear; the local APIC's EOI broadcast clears
- * Remote IRR and the pin is looked at again.
+ * A pin that becomes active sends its redirection entry as a message to the local APICs. Edge: once per rising edge;
+ * an edge on a masked pin is lost, as the manual says. Level: while the line is high and Remote IRR is clear; the
+ * local APIC's EOI broadcast clears Remote IRR and the pin is looked at again.
  *
  * Invariant: a level entry with a high line is either masked or has Remote IRR set.
  */

@@ -1,19 +1,21 @@
 /*
  * lapic.c - local APICs of all processors (Intel SDM vol. 3A, chapter 11: APIC; xAPIC and x2APIC).
  *
- * The interrupt controller that vCPUs ask: IRR -> (priority) -> ISR -> EOI, inter-processor interrupts, the timer (one-shot, periodic,
- * TSC deadline), and the i8259 behind LINT0. Registers are kept as the manual shows them; x2APIC only changes how they are reached.
+ * The interrupt controller that vCPUs ask: IRR -> (priority) -> ISR -> EOI, inter-processor interrupts, the timer
+ * (one-shot, periodic, TSC deadline), and the i8259 behind LINT0. Registers are kept as the manual shows them; x2APIC
+ * only changes how they are reached.
  *
  *   fixed/MSI/IPI -> irr[] --ack--> isr[] --EOI--> (level: broadcast to the ioapic)
  *
- * Invariant: whoever makes something pending calls update(), which kicks the processor; so a halted vCPU never sleeps over work.
+ * Invariant: whoever makes something pending calls update(), which kicks the processor; so a halted vCPU never sleeps
+ * over work.
  */
 #include "vmm/devices/lapic.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#include "proto/device_state.pb-c.h"
+#include "vmm/devices/lapic_impl.h"
 #include "vmm/devices/pack.h"
 
 enum {
@@ -22,50 +24,17 @@ enum {
     REG_ICR = 0x30, REG_ICR_HIGH = 0x31, REG_LVT = 0x32, REG_LVT_END = 0x38, REG_TIMER_INITIAL = 0x38,
     REG_TIMER_CURRENT = 0x39, REG_TIMER_DIVIDE = 0x3e, REG_SELF_IPI = 0x3f,
 };
-enum { LVT_TIMER, LVT_THERMAL, LVT_PERF, LVT_LINT0, LVT_LINT1, LVT_ERROR, LVT_COUNT };
 enum { MODE_FIXED, MODE_LOWEST, MODE_SMI, MODE_RESERVED, MODE_NMI, MODE_INIT, MODE_SIPI, MODE_EXTINT };
 enum { ESR_SEND_VECTOR = 0x20, ESR_RECEIVE_VECTOR = 0x40, ESR_REGISTER = 0x80 };
 
-#define LVT_MASKED 0x10000u
-#define LVT_LEVEL 0x8000u
-#define LVT_TIMER_MODE(lvt) (((lvt) >> 17) & 3)
-#define SVR_ENABLED 0x100u
 #define VERSION 0x00050014u /* 6 LVT entries, integrated APIC */
-#define BASE_BSP 0x100ull
-#define BASE_X2APIC 0x400ull
-#define BASE_ENABLED 0x800ull
 #define MSR_APIC_BASE 0x1bu
 #define MSR_TSC_DEADLINE 0x6e0u
 #define MSR_X2APIC 0x800u
 #define PERIOD_MIN_NS 10000ull /* a guest's period shorter than this would only keep the host busy */
 #define NEVER UINT64_MAX
 
-static const uint32_t lvt_writable[LVT_COUNT] = {0x710ff & ~0x1000u, 0x107ff, 0x107ff, 0x1a7ff, 0x1a7ff, 0x100ff};
-
-struct lapic_cpu {
-    struct lapic *chip;
-    unsigned index;
-    uint64_t apic_base;
-    uint32_t id, tpr, ldr, dfr, svr;
-    uint32_t isr[8], tmr[8], irr[8];
-    uint32_t esr, esr_pending;
-    uint64_t icr;
-    uint32_t lvt[LVT_COUNT];
-    uint32_t timer_initial, timer_divide;
-    uint64_t timer_start_ns, timer_expire_ns;
-    uint64_t tsc_deadline;
-    bool extint;
-    struct fvm_timer *timer;
-};
-
-struct lapic {
-    struct fvm_device dev;
-    unsigned count;
-    struct lapic_cpu cpu[FVM_LAPIC_CPUS_MAX];
-    int (*intack)(void *ctx);
-    void *intack_ctx;
-    int claim_id;
-};
+const uint32_t fvm_lapic_lvt_writable[LVT_COUNT] = {0x710ff & ~0x1000u, 0x107ff, 0x107ff, 0x1a7ff, 0x1a7ff, 0x100ff};
 
 /* ---- bit vectors of 256 interrupts ---- */
 
@@ -123,7 +92,8 @@ static int deliverable(const struct lapic_cpu *c)
     return vector >= 0 && ((uint32_t)vector & 0xf0) > (ppr(c) & 0xf0) ? vector : -1;
 }
 
-/* The i8259's INTR reaches the processor: directly with the APIC off (only the BSP is wired), else by LINT0 in ExtINT mode. */
+/* The i8259's INTR reaches the processor: directly with the APIC off (only the BSP is wired), else by LINT0 in ExtINT
+ * mode. */
 static bool extint_ready(const struct lapic_cpu *c)
 {
     uint32_t lint0 = c->lvt[LVT_LINT0];
@@ -385,7 +355,7 @@ static void lvt_write(struct lapic_cpu *c, unsigned index, uint32_t value)
 {
     uint32_t old = c->lvt[index];
 
-    value &= lvt_writable[index];
+    value &= fvm_lapic_lvt_writable[index];
     if (!(c->svr & SVR_ENABLED))
         value |= LVT_MASKED;
     c->lvt[index] = value;
@@ -648,7 +618,8 @@ static bool x2apic_write(struct lapic_cpu *c, unsigned reg, uint64_t value)
     case REG_TPR:
         return value <= 0xff && reg_write(c, reg, (uint32_t)value);
     case REG_LVT ... REG_LVT_END - 1: /* bit 12 (delivery status) is read only, the rest is reserved */
-        return !(value & ~(uint64_t)(lvt_writable[reg - REG_LVT] | 0x5000)) && reg_write(c, reg, (uint32_t)value);
+        return !(value & ~(uint64_t)(fvm_lapic_lvt_writable[reg - REG_LVT] | 0x5000)) &&
+               reg_write(c, reg, (uint32_t)value);
     case REG_ID:
     case REG_LDR:
     case REG_DFR:
@@ -763,133 +734,14 @@ static void lapic_destroy(struct fvm_device *dev)
     free(l);
 }
 
-static int lapic_save(struct fvm_device *dev, uint8_t **ret_buf, size_t *ret_len)
-{
-    struct lapic *l = (struct lapic *)dev;
-    Fvm__LapicState state = FVM__LAPIC_STATE__INIT;
-    Fvm__LapicCpuState cpus[FVM_LAPIC_CPUS_MAX], *pointers[FVM_LAPIC_CPUS_MAX];
-
-    for (unsigned i = 0; i < l->count; i++) {
-        struct lapic_cpu *c = &l->cpu[i];
-        Fvm__LapicCpuState *s = &cpus[i];
-
-        fvm__lapic_cpu_state__init(s);
-        pointers[i] = s;
-        s->apic_base = c->apic_base;
-        s->id = c->id;
-        s->tpr = c->tpr;
-        s->ldr = c->ldr;
-        s->dfr = c->dfr;
-        s->svr = c->svr;
-        s->n_isr = s->n_tmr = s->n_irr = 8;
-        s->isr = c->isr;
-        s->tmr = c->tmr;
-        s->irr = c->irr;
-        s->esr = c->esr;
-        s->esr_pending = c->esr_pending;
-        s->icr = c->icr;
-        s->n_lvt = LVT_COUNT;
-        s->lvt = c->lvt;
-        s->timer_initial = c->timer_initial;
-        s->timer_divide = c->timer_divide;
-        s->timer_start_ns = c->timer_start_ns;
-        s->timer_expire_ns = c->timer_expire_ns;
-        s->tsc_deadline = c->tsc_deadline;
-        s->extint = c->extint;
-    }
-    state.n_cpus = l->count;
-    state.cpus = pointers;
-    return fvm_device_pack(&state.base, ret_buf, ret_len);
-}
-
-static const char *check_cpu(const struct lapic *l, const Fvm__LapicCpuState *s, unsigned index)
-{
-    uint64_t mode = s->apic_base & (BASE_ENABLED | BASE_X2APIC);
-
-    (void)l;
-    if ((s->apic_base & ~(BASE_ENABLED | BASE_X2APIC | BASE_BSP)) != FVM_LAPIC_BASE || mode == BASE_X2APIC ||
-        !!(s->apic_base & BASE_BSP) != (index == 0))
-        return "APIC base";
-    if (s->id != index)
-        return "APIC id";
-    if (s->tpr > 0xff || (s->ldr & 0xffffff) || (s->dfr & 0xfffffff) != 0xfffffff || (s->svr & ~0x3ffu))
-        return "TPR, LDR, DFR or SVR";
-    if (s->n_isr != 8 || s->n_tmr != 8 || s->n_irr != 8 || ((s->isr[0] | s->tmr[0] | s->irr[0]) & 0xffff))
-        return "ISR, TMR or IRR";
-    if ((s->esr | s->esr_pending) & ~0xffu)
-        return "ESR";
-    if (s->icr & 0xfff33000u)
-        return "ICR";
-    if (s->n_lvt != LVT_COUNT)
-        return "number of LVT entries";
-    for (unsigned i = 0; i < LVT_COUNT; i++)
-        if (s->lvt[i] & ~(lvt_writable[i] | LVT_MASKED))
-            return "LVT entry";
-    if (s->timer_divide & ~0xbu)
-        return "timer divide configuration";
-    if (s->timer_expire_ns != NEVER && LVT_TIMER_MODE(s->lvt[LVT_TIMER]) < 2 && s->timer_initial == 0)
-        return "timer runs without an initial count";
-    return NULL;
-}
-
-static int lapic_check(struct fvm_device *dev, const uint8_t *buf, size_t len, struct fvm_err *err)
-{
-    struct lapic *l = (struct lapic *)dev;
-    Fvm__LapicState *state = (void *)fvm_device_unpack(&fvm__lapic_state__descriptor, dev, buf, len, err);
-    const char *wrong = NULL;
-
-    if (!state)
-        return FVM_EBADIMAGE;
-    if (state->n_cpus != l->count)
-        wrong = "number of processors differs";
-    for (unsigned i = 0; !wrong && i < l->count; i++)
-        wrong = check_cpu(l, state->cpus[i], i);
-    fvm__lapic_state__free_unpacked(state, NULL);
-    return wrong ? fvm_device_refuse(dev, err, wrong) : 0;
-}
-
-static void lapic_restore(struct fvm_device *dev, const uint8_t *buf, size_t len)
-{
-    struct lapic *l = (struct lapic *)dev;
-    Fvm__LapicState *state = fvm__lapic_state__unpack(NULL, len, buf);
-
-    fvm_assert(state && state->n_cpus == l->count);
-    for (unsigned i = 0; i < l->count; i++) {
-        struct lapic_cpu *c = &l->cpu[i];
-        const Fvm__LapicCpuState *s = state->cpus[i];
-
-        c->apic_base = s->apic_base;
-        c->id = s->id;
-        c->tpr = s->tpr;
-        c->ldr = s->ldr;
-        c->dfr = s->dfr;
-        c->svr = s->svr;
-        memcpy(c->isr, s->isr, sizeof(c->isr));
-        memcpy(c->tmr, s->tmr, sizeof(c->tmr));
-        memcpy(c->irr, s->irr, sizeof(c->irr));
-        c->esr = s->esr;
-        c->esr_pending = s->esr_pending;
-        c->icr = s->icr;
-        memcpy(c->lvt, s->lvt, sizeof(c->lvt));
-        c->timer_initial = s->timer_initial;
-        c->timer_divide = s->timer_divide;
-        c->timer_start_ns = s->timer_start_ns;
-        c->timer_expire_ns = s->timer_expire_ns;
-        c->tsc_deadline = s->tsc_deadline;
-        c->extint = s->extint;
-        fvm_timer_arm(c->timer, c->timer_expire_ns);
-    }
-    fvm__lapic_state__free_unpacked(state, NULL);
-}
-
 static const struct fvm_device_ops lapic_ops = {
     .name = "lapic",
     .destroy = lapic_destroy,
     .reset = lapic_reset,
     .resume = lapic_resume,
-    .save = lapic_save,
-    .check = lapic_check,
-    .restore = lapic_restore,
+    .save = fvm_lapic_save,
+    .check = fvm_lapic_check,
+    .restore = fvm_lapic_restore,
 };
 
 int fvm_lapic_create(struct fvm_board *board, struct fvm_device **ret_dev)

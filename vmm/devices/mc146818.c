@@ -1,9 +1,10 @@
 /*
  * mc146818.c - real-time clock (Motorola MC146818A, with the PC's century byte) and 128 bytes of CMOS memory.
  *
- * Time is not counted: registers are computed from the VM's wall clock plus an offset, which is what changes when the guest sets the
- * clock. While register B's SET holds the clock, the time registers are plain memory. Periodic, alarm and update-ended events are
- * found by catch_up(), from the timer when an interrupt is enabled and from a read of register C otherwise.
+ * Time is not counted: registers are computed from the VM's wall clock plus an offset, which is what changes when the
+ * guest sets the clock. While register B's SET holds the clock, the time registers are plain memory. Periodic, alarm
+ * and update-ended events are found by catch_up(), from the timer when an interrupt is enabled and from a read of
+ * register C otherwise.
  *
  * Invariant: ram[] holds time registers only while SET is on; second_ns and periodic_ns lie after the last catch_up.
  */
@@ -17,8 +18,23 @@
 #include "vmm/devices/pack.h"
 
 enum { PORT_INDEX = 0x70, CMOS_BYTES = 128 };
-enum { REG_SEC = 0, REG_SEC_ALARM, REG_MIN, REG_MIN_ALARM, REG_HOUR, REG_HOUR_ALARM, REG_WEEKDAY, REG_DAY, REG_MONTH, REG_YEAR,
-       REG_A, REG_B, REG_C, REG_D, REG_CENTURY = 0x32 };
+enum {
+    REG_SEC = 0,
+    REG_SEC_ALARM,
+    REG_MIN,
+    REG_MIN_ALARM,
+    REG_HOUR,
+    REG_HOUR_ALARM,
+    REG_WEEKDAY,
+    REG_DAY,
+    REG_MONTH,
+    REG_YEAR,
+    REG_A,
+    REG_B,
+    REG_C,
+    REG_D,
+    REG_CENTURY = 0x32
+};
 enum { A_UIP = 0x80, B_SET = 0x80, B_PIE = 0x40, B_AIE = 0x20, B_UIE = 0x10, B_BINARY = 0x04, B_24H = 0x02 };
 enum { C_IRQF = 0x80, C_PF = 0x40, C_AF = 0x20, C_UF = 0x10, D_VALID = 0x80 };
 #define NS_PER_S 1000000000ull

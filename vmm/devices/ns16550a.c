@@ -1,9 +1,9 @@
 /*
  * ns16550a.c - universal asynchronous receiver/transmitter (National Semiconductor NS16550A).
  *
- * Characters take no time on the wire: what the guest writes goes to the backend at once; only when the backend takes nothing does the
- * transmitter stay busy (THRE clear) until it says there is room. Input waits outside until the receive FIFO has room, so nothing is
- * ever lost and the overrun error never happens outside loopback.
+ * Characters take no time on the wire: what the guest writes goes to the backend at once; only when the backend takes
+ * nothing does the transmitter stay busy (THRE clear) until it says there is room. Input waits outside until the
+ * receive FIFO has room, so nothing is ever lost and the overrun error never happens outside loopback.
  *
  * Invariant: after every change of state update() has set the interrupt line to what IIR says.
  */
@@ -71,8 +71,8 @@ static uint8_t modem_lines(const struct ns16550a *u)
 {
     if (!(u->mcr & MCR_LOOP))
         return MSR_CTS | MSR_DSR | MSR_DCD;
-    return (uint8_t)((u->mcr & MCR_RTS ? MSR_CTS : 0) | (u->mcr & MCR_DTR ? MSR_DSR : 0) | (u->mcr & MCR_OUT1 ? MSR_RI : 0) |
-                     (u->mcr & MCR_OUT2 ? MSR_DCD : 0));
+    return (uint8_t)((u->mcr & MCR_RTS ? MSR_CTS : 0) | (u->mcr & MCR_DTR ? MSR_DSR : 0) |
+                     (u->mcr & MCR_OUT1 ? MSR_RI : 0) | (u->mcr & MCR_OUT2 ? MSR_DCD : 0));
 }
 
 static void receive(struct ns16550a *u, uint8_t byte)

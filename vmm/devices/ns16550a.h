@@ -8,7 +8,8 @@
 
 /* Called with the board lock held; must not block. */
 struct fvm_serial_backend {
-    /* Output. Returns how many bytes were taken; fewer than len: call fvm_ns16550a_output_ready when there is room. NULL: discard. */
+    /* Output. Returns how many bytes were taken; fewer than len: call fvm_ns16550a_output_ready when there is room.
+     * NULL: discard. */
     size_t (*write)(void *ctx, const uint8_t *bytes, size_t len);
     /* There is room for input again after fvm_ns16550a_input took less than offered. May be NULL. */
     void (*input_room)(void *ctx);

@@ -20,8 +20,8 @@ int fvm_device_pack(const ProtobufCMessage *message, uint8_t **ret_buf, size_t *
     return 0;
 }
 
-ProtobufCMessage *fvm_device_unpack(const ProtobufCMessageDescriptor *type, const struct fvm_device *dev, const uint8_t *buf,
-                                    size_t len, struct fvm_err *err)
+ProtobufCMessage *fvm_device_unpack(const ProtobufCMessageDescriptor *type, const struct fvm_device *dev,
+                                    const uint8_t *buf, size_t len, struct fvm_err *err)
 {
     ProtobufCMessage *message = protobuf_c_message_unpack(type, NULL, len, buf);
 
@@ -35,7 +35,8 @@ int fvm_device_refuse(const struct fvm_device *dev, struct fvm_err *err, const c
     return fvm_err_set(err, FVM_EBADIMAGE, 0, "devices", "device %s: saved state refused: %s", dev->instance, what);
 }
 
-void fvm_device_init(struct fvm_device *dev, const struct fvm_device_ops *ops, const char *instance, struct fvm_board *board)
+void fvm_device_init(struct fvm_device *dev, const struct fvm_device_ops *ops, const char *instance,
+                     struct fvm_board *board)
 {
     dev->ops = ops;
     dev->board = board;

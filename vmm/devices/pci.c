@@ -1,8 +1,8 @@
 /*
  * pci.c - PCI functions (PCI Local Bus 3.0): configuration space, base address registers, capabilities, INTx, MSI-X.
  *
- * Configuration space is bytes plus a mask of what the guest may write. The bus claims follow it: after every write (and after reset
- * and restore) remap() compares each BAR with what is claimed and moves the claim.
+ * Configuration space is bytes plus a mask of what the guest may write. The bus claims follow it: after every write
+ * (and after reset and restore) remap() compares each BAR with what is claimed and moves the claim.
  *
  * Invariant: bar[i].mapped says exactly whether bar[i].claim_id is a live claim at mapped_base.
  */
@@ -144,7 +144,8 @@ static void drive_intx(struct fvm_pci_function *fn)
 
     if (!fn->intx)
         return;
-    fn->config[PCI_STATUS] = (uint8_t)((fn->config[PCI_STATUS] & ~PCI_STATUS_INTX) | (fn->intx_level ? PCI_STATUS_INTX : 0));
+    fn->config[PCI_STATUS] =
+        (uint8_t)((fn->config[PCI_STATUS] & ~PCI_STATUS_INTX) | (fn->intx_level ? PCI_STATUS_INTX : 0));
     fvm_irq_source_set(fn->intx, fn->intx_level && !off);
 }
 

@@ -1,15 +1,19 @@
 /*
  * pci.h - PCI functions on bus 0 and the host bridge that carries them (pci_host.c).
  *
- * A chip that sits on PCI embeds a struct fvm_pci_function, calls fvm_pci_function_init once in its create, then adds BARs and
- * capabilities, and forwards reset/save/check/restore to the fvm_pci_function_* calls below. Everything with the board lock held.
+ * A chip that sits on PCI embeds a struct fvm_pci_function, calls fvm_pci_function_init once in its create, then adds
+ * BARs and capabilities, and forwards reset/save/check/restore to the fvm_pci_function_* calls below. Everything with
+ * the board lock held.
  *
  *     fvm_pci_function_init(&dev->pci, host, &id, &hooks, dev);
  *     fvm_pci_bar_add(&dev->pci, 4, FVM_PCI_BAR_MEM64, 0x4000, &ops, dev, "virtio");
  *     fvm_pci_msix_add(&dev->pci, 1, 3);
  *     off = fvm_pci_cap_add(&dev->pci, 0x09, body, sizeof(body));
  *     ...
- *     if (fvm_pci_msix_enabled(&dev->pci)) fvm_pci_msix_notify(&dev->pci, vector); else fvm_pci_intx_set(&dev->pci, true);
+ *     if (fvm_pci_msix_enabled(&dev->pci))
+ *         fvm_pci_msix_notify(&dev->pci, vector);
+ *     else
+ *         fvm_pci_intx_set(&dev->pci, true);
  *
  * The host bridge assigns BARs at reset as a BIOS would (fvm_pci_host_assign); the guest may move them later.
  */
@@ -28,7 +32,12 @@ enum { FVM_PCI_SLOTS = 32, FVM_PCI_BARS = 6, FVM_PCI_CONFIG_BYTES = 256, FVM_PCI
 #define FVM_PCI_IO_BASE 0xc000u
 #define FVM_PCI_IO_END 0x10000u
 
-enum fvm_pci_bar_kind { FVM_PCI_BAR_NONE, FVM_PCI_BAR_IO, FVM_PCI_BAR_MEM32, FVM_PCI_BAR_MEM64 /* takes index and index + 1 */ };
+enum fvm_pci_bar_kind {
+    FVM_PCI_BAR_NONE,
+    FVM_PCI_BAR_IO,
+    FVM_PCI_BAR_MEM32,
+    FVM_PCI_BAR_MEM64 /* takes index and index + 1 */
+};
 
 struct fvm_pci_host;
 
@@ -65,7 +74,8 @@ struct fvm_pci_msix_entry {
     uint32_t control;        /* bit 0: masked */
 };
 
-struct fvm_pci_function { /* embedded in the chip; fields are pci.c's, but config[] may be filled by the chip before the VM runs */
+struct fvm_pci_function { /* embedded in the chip; fields are pci.c's, but config[] may be filled by the chip before the
+                             VM runs */
     struct fvm_pci_host *host;
     struct fvm_pci_id id;
     const struct fvm_pci_function_ops *ops;
@@ -91,16 +101,18 @@ int fvm_pci_function_init(struct fvm_pci_function *fn, struct fvm_pci_host *host
 /** Unmap BARs, leave the bus. Safe on a zeroed struct. */
 void fvm_pci_function_fini(struct fvm_pci_function *fn);
 
-/** BAR callbacks get offsets relative to the BAR. len is rounded up to a power of two (memory: at least 4 KiB, I/O: at least 4). */
+/** BAR callbacks get offsets relative to the BAR. len is rounded up to a power of two (memory: at least 4 KiB, I/O: at
+ * least 4). */
 void fvm_pci_bar_add(struct fvm_pci_function *fn, unsigned index, enum fvm_pci_bar_kind kind, uint64_t len_bytes,
                      const struct fvm_bus_ops *ops, void *ctx, const char *name);
 /**
- * Append a capability: `body` is what follows the id and next bytes (body[0] lands at offset + 2). Returns its offset in config space;
- * make bits writable with fvm_pci_config_writable.
+ * Append a capability: `body` is what follows the id and next bytes (body[0] lands at offset + 2). Returns its offset
+ * in config space; make bits writable with fvm_pci_config_writable.
  */
 unsigned fvm_pci_cap_add(struct fvm_pci_function *fn, uint8_t cap_id, const void *body, unsigned body_len);
 void fvm_pci_config_writable(struct fvm_pci_function *fn, unsigned offset, unsigned len, uint8_t mask);
-/** MSI-X with its table (offset 0) and pending bits (offset 0x800) in a 4 KiB 32-bit memory BAR of its own. count 1..128. */
+/** MSI-X with its table (offset 0) and pending bits (offset 0x800) in a 4 KiB 32-bit memory BAR of its own.
+ * count 1..128. */
 void fvm_pci_msix_add(struct fvm_pci_function *fn, unsigned bar_index, unsigned count);
 
 bool fvm_pci_msix_enabled(const struct fvm_pci_function *fn);
@@ -114,8 +126,8 @@ bool fvm_pci_bus_master(const struct fvm_pci_function *fn);
 /** Back to power-on: BARs unmapped and 0, MSI-X off and masked, INTx low. */
 void fvm_pci_function_reset(struct fvm_pci_function *fn);
 
-/* State: embed `PciFunctionState pci` in the chip's message. _save fills an initialised message with malloc'd parts, freed
- * by _save_free (call it before the message goes out of scope). _check takes hostile input, NULL included. */
+/* State: embed `PciFunctionState pci` in the chip's message. _save fills an initialised message with malloc'd parts,
+ * freed by _save_free (call it before the message goes out of scope). _check takes hostile input, NULL included. */
 int fvm_pci_function_save(const struct fvm_pci_function *fn, Fvm__PciFunctionState *ret_state);
 void fvm_pci_function_save_free(Fvm__PciFunctionState *state);
 int fvm_pci_function_check(const struct fvm_pci_function *fn, const Fvm__PciFunctionState *state, struct fvm_err *err);

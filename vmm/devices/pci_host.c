@@ -1,8 +1,9 @@
 /*
- * pci_host.c - the host bridge (i440FX-like, 82441FX without its memory and cache controls): bus 0 and configuration mechanism #1.
+ * pci_host.c - the host bridge (i440FX-like, 82441FX without its memory and cache controls): bus 0 and configuration
+ * mechanism #1.
  *
- * CF8 holds bus/device/function/register, CFC the data window. One bus, one function per slot. The bridge also does the part of a
- * firmware that every guest needs: BAR addresses and interrupt lines.
+ * CF8 holds bus/device/function/register, CFC the data window. One bus, one function per slot. The bridge also does
+ * the part of a firmware that every guest needs: BAR addresses and interrupt lines.
  */
 #include <stdlib.h>
 

@@ -1,7 +1,7 @@
 /*
- * acpi.c - the ACPI tables: RSDP, RSDT, XSDT, FADT, FACS, MADT, DSDT. They describe to the guest what vmm/board_pc.c builds; addresses
- * and interrupts here and there must agree (firmware may not include devices, so they are written down twice, and
- * tests/unit/firmware_acpi.c compares them).
+ * acpi.c - the ACPI tables: RSDP, RSDT, XSDT, FADT, FACS, MADT, DSDT. They describe to the guest what vmm/board_pc.c
+ * builds; addresses and interrupts here and there must agree (firmware may not include devices, so they are written
+ * down twice, and tests/unit/firmware_acpi.c compares them).
  *
  * Invariant: tables lie in [FVM_BOOT_ACPI_GPA, FVM_BOOT_ACPI_END), which e820 reserves; every checksum is right.
  */
@@ -116,7 +116,8 @@ static void dsdt_pci(struct fvm_aml *a, const struct fvm_acpi_config *config)
     fvm_aml_end(a, device);
 }
 
-static void dsdt_isa_device(struct fvm_aml *a, const char *name, const char *id, unsigned uid, uint16_t port, uint8_t len, int irq)
+static void dsdt_isa_device(struct fvm_aml *a, const char *name, const char *id, unsigned uid, uint16_t port,
+                            uint8_t len, int irq)
 {
     size_t device = fvm_aml_device(a, name), crs;
 
@@ -207,7 +208,8 @@ static uint32_t place_fadt(struct tables *t, uint32_t facs, uint32_t dsdt)
     put(p, 98, 0xfff, 2);  /* no C3 */
     p[108] = CMOS_CENTURY;
     put(p, 109, 0x0005, 2); /* legacy devices; no VGA */
-    put(p, 112, 1 << 0 | 1 << 2 | 1 << 5 | 1 << 6 | 1 << 10, 4); /* WBINVD, C1, no sleep button, RTC not fixed, reset register */
+    put(p, 112, 1 << 0 | 1 << 2 | 1 << 5 | 1 << 6 | 1 << 10,
+        4); /* WBINVD, C1, no sleep button, RTC not fixed, reset register */
     address(p, 116, RESET_PORT, 8, 1);
     p[128] = RESET_VALUE;
     p[131] = 1; /* ACPI 5.1 */
@@ -265,7 +267,8 @@ static uint32_t place_madt(struct tables *t, unsigned cpu_count)
     return place(t, p, at);
 }
 
-static uint32_t place_root(struct tables *t, const char *signature, const uint32_t *table, unsigned count, unsigned width)
+static uint32_t place_root(struct tables *t, const char *signature, const uint32_t *table, unsigned count,
+                           unsigned width)
 {
     uint8_t p[HEADER_BYTES + 8 * 8] = {0};
 

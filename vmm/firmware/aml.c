@@ -1,8 +1,8 @@
 /*
  * aml.c - AML encoding (ACPI 6, chapter 20; resource descriptors chapter 6.4).
  *
- * A package's length stands before its contents and takes 1 to 4 bytes, so fvm_aml_end moves the contents up once the length is known.
- * Marks must be closed innermost first.
+ * A package's length stands before its contents and takes 1 to 4 bytes, so fvm_aml_end moves the contents up once the
+ * length is known. Marks must be closed innermost first.
  */
 #include "vmm/firmware/aml.h"
 
@@ -10,8 +10,19 @@
 
 #include "base/err.h"
 
-enum { OP_NAME = 0x08, OP_BYTE = 0x0a, OP_WORD = 0x0b, OP_DWORD = 0x0c, OP_STRING = 0x0d, OP_QWORD = 0x0e, OP_SCOPE = 0x10,
-       OP_BUFFER = 0x11, OP_PACKAGE = 0x12, OP_EXT = 0x5b, OP_EXT_DEVICE = 0x82 };
+enum {
+    OP_NAME = 0x08,
+    OP_BYTE = 0x0a,
+    OP_WORD = 0x0b,
+    OP_DWORD = 0x0c,
+    OP_STRING = 0x0d,
+    OP_QWORD = 0x0e,
+    OP_SCOPE = 0x10,
+    OP_BUFFER = 0x11,
+    OP_PACKAGE = 0x12,
+    OP_EXT = 0x5b,
+    OP_EXT_DEVICE = 0x82
+};
 enum { RESOURCE_IRQ = 0x22, RESOURCE_IO = 0x47, RESOURCE_END = 0x79, RESOURCE_DWORD = 0x87, RESOURCE_WORD = 0x88,
        RESOURCE_QWORD = 0x8a };
 enum { RANGE_MEMORY = 0, RANGE_IO = 1, RANGE_BUS = 2, RANGE_FIXED = 0x0c, RANGE_ENTIRE_ISA = 3, RANGE_WRITABLE = 1 };
@@ -173,7 +184,8 @@ void fvm_aml_irq(struct fvm_aml *a, unsigned irq)
 }
 
 /* Word, DWord and QWord address space descriptors differ only in the width of five numbers. */
-static void range(struct fvm_aml *a, uint8_t tag, unsigned width, uint8_t type, uint8_t type_flags, uint64_t first, uint64_t last)
+static void range(struct fvm_aml *a, uint8_t tag, unsigned width, uint8_t type, uint8_t type_flags, uint64_t first,
+                  uint64_t last)
 {
     const uint64_t numbers[5] = {0 /* granularity */, first, last, 0 /* translation */, last - first + 1};
     const uint8_t head[6] = {tag, (uint8_t)(3 + 5 * width), 0, type, RANGE_FIXED, type_flags};

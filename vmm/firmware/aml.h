@@ -1,5 +1,6 @@
 /*
- * aml.h - a small writer of ACPI Machine Language: appends terms to a caller's buffer; packages close themselves with their length.
+ * aml.h - a small writer of ACPI Machine Language: appends terms to a caller's buffer; packages close themselves with
+ * their length.
  */
 #ifndef FVM_VMM_FIRMWARE_AML_H
 #define FVM_VMM_FIRMWARE_AML_H

@@ -1,6 +1,6 @@
 /*
- * boot.c - from files to a machine that can start: picks the loader, installs the ACPI tables, and builds the parts of the start state
- * that all loaders share (descriptor table, identity page tables).
+ * boot.c - from files to a machine that can start: picks the loader, installs the ACPI tables, and builds the parts
+ * of the start state that all loaders share (descriptor table, identity page tables).
  */
 #include "vmm/firmware/boot.h"
 
@@ -22,7 +22,8 @@ static uint64_t descriptor(uint16_t attr, uint32_t limit_units)
 int fvm_boot_flat_segments(struct fvm_ram *ram, bool code64, struct fvm_boot_state *state)
 {
     uint16_t code = code64 ? ATTR_CODE64 : ATTR_CODE32;
-    uint64_t gdt[6] = {0, 0, descriptor(code, 0xfffff), descriptor(ATTR_DATA, 0xfffff), descriptor(ATTR_TSS_BUSY, 0xffff), 0};
+    uint64_t gdt[6] = {
+        0, 0, descriptor(code, 0xfffff), descriptor(ATTR_DATA, 0xfffff), descriptor(ATTR_TSS_BUSY, 0xffff), 0};
 
     for (unsigned i = 0; i < FVM_BOOT_SEGMENTS; i++)
         state->segments[i] = (struct fvm_boot_segment){.selector = 0x18, .attr = ATTR_DATA, .limit = UINT32_MAX};
@@ -79,9 +80,11 @@ static int open_modules(char *text, struct fvm_boot_module *modules, unsigned *c
         if (len == 0)
             continue;
         if (*count == FVM_MULTIBOOT_MODULES_MAX)
-            return fvm_err_set(err, FVM_EINVAL, 0, "firmware", "more than %d multiboot modules", FVM_MULTIBOOT_MODULES_MAX);
+            return fvm_err_set(err, FVM_EINVAL, 0, "firmware", "more than %d multiboot modules",
+                               FVM_MULTIBOOT_MODULES_MAX);
         if (len >= sizeof(path))
-            return fvm_err_set(err, FVM_EINVAL, 0, "firmware", "the path of multiboot module %u is too long", *count + 1);
+            return fvm_err_set(err, FVM_EINVAL, 0, "firmware", "the path of multiboot module %u is too long",
+                               *count + 1);
         memcpy(path, item, len);
         path[len] = 0;
         r = fvm_boot_image_open(path, &modules[*count].image, err);
@@ -121,9 +124,11 @@ int fvm_boot_load(struct fvm_ram *ram, const struct fvm_boot_options *options, s
     int r;
 
     if (!options->kernel || !options->kernel[0])
-        return fvm_err_set(err, FVM_EINVAL, 0, "firmware", "no kernel given: --kernel FILE (a bzImage or a multiboot kernel)");
+        return fvm_err_set(err, FVM_EINVAL, 0, "firmware",
+                           "no kernel given: --kernel FILE (a bzImage or a multiboot kernel)");
     if (ram->low_bytes < MEMORY_MIN)
-        return fvm_err_set(err, FVM_EINVAL, 0, "firmware", "%llu KiB of memory is too little to boot: give at least %llu MiB",
+        return fvm_err_set(err, FVM_EINVAL, 0, "firmware",
+                           "%llu KiB of memory is too little to boot: give at least %llu MiB",
                            (unsigned long long)(ram->low_bytes >> 10), MEMORY_MIN >> 20);
     r = fvm_boot_image_open(options->kernel, &kernel, err);
     if (r)
@@ -137,8 +142,8 @@ int fvm_boot_load(struct fvm_ram *ram, const struct fvm_boot_options *options, s
         r = load_multiboot(ram, options, &kernel, ret_state, err);
     else
         r = fvm_err_set(err, FVM_EBADIMAGE, 0, "firmware",
-                        "%s is not a kernel this program can boot (bzImage or multiboot): it looks like %s", options->kernel,
-                        fvm_boot_image_guess(&kernel));
+                        "%s is not a kernel this program can boot (bzImage or multiboot): it looks like %s",
+                        options->kernel, fvm_boot_image_guess(&kernel));
     fvm_boot_image_close(&kernel);
     return r;
 }

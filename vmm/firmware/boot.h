@@ -1,5 +1,6 @@
 /*
- * boot.h - what runs before the guest: load a kernel, build the tables a PC's firmware would leave, say how the processor starts.
+ * boot.h - what runs before the guest: load a kernel, build the tables a PC's firmware would leave, say how the
+ * processor starts.
  *
  * Low memory, as the loaders use it (all inside RAM):
  *   0x00001000  GDT of the start state          0x00010000  page tables (identity, 2 MiB pages)
@@ -22,7 +23,15 @@
 #define FVM_BOOT_RSDP_GPA 0xf0000ull
 #define FVM_BOOT_ACPI_END 0x100000ull
 
-enum { FVM_BOOT_ES, FVM_BOOT_CS, FVM_BOOT_SS, FVM_BOOT_DS, FVM_BOOT_FS, FVM_BOOT_GS, FVM_BOOT_SEGMENTS }; /* hardware order */
+enum {
+    FVM_BOOT_ES,
+    FVM_BOOT_CS,
+    FVM_BOOT_SS,
+    FVM_BOOT_DS,
+    FVM_BOOT_FS,
+    FVM_BOOT_GS,
+    FVM_BOOT_SEGMENTS
+}; /* hardware order */
 
 struct fvm_boot_segment { /* as struct fvm_seg: attr = descriptor bits 40..55, limit in bytes */
     uint16_t selector;
@@ -86,10 +95,12 @@ struct fvm_boot_module {
     const char *text; /* path and arguments, as the guest reads it; borrowed */
 };
 int fvm_multiboot_load(struct fvm_ram *ram, const struct fvm_boot_image *kernel, const struct fvm_boot_module *modules,
-                       unsigned module_count, const char *append, struct fvm_boot_state *ret_state, struct fvm_err *err);
+                       unsigned module_count, const char *append, struct fvm_boot_state *ret_state,
+                       struct fvm_err *err);
 
 /* ---- boot.c: parts of the start state that loaders share ---- */
-/** Write a GDT with flat code at 0x10 (64 or 32 bits), data at 0x18 and a TSS at 0x20; fill segments, tr and gdt of *state. */
+/** Write a GDT with flat code at 0x10 (64 or 32 bits), data at 0x18 and a TSS at 0x20; fill segments, tr and gdt of
+ * *state. */
 int fvm_boot_flat_segments(struct fvm_ram *ram, bool code64, struct fvm_boot_state *state);
 /** The tables of the first 4 GiB, identity, 2 MiB pages; sets cr3. */
 int fvm_boot_identity_tables(struct fvm_ram *ram, struct fvm_boot_state *state);

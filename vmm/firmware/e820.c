@@ -1,7 +1,7 @@
 /*
- * e820.c - the memory map that a PC's firmware would tell: RAM below 640 KiB, the BIOS area with our ACPI tables, RAM up to the PCI
- * hole, the APICs, RAM above 4 GiB.
- * Invariant: ascending, disjoint, and every byte called RAM is RAM that no table of ours lives in once the guest runs.
+ * e820.c - the memory map that a PC's firmware would tell: RAM below 640 KiB, the BIOS area with our ACPI tables, RAM
+ * up to the PCI hole, the APICs, RAM above 4 GiB. Invariant: ascending, disjoint, and every byte called RAM is RAM
+ * that no table of ours lives in once the guest runs.
  */
 #include "vmm/firmware/boot.h"
 

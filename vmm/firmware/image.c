@@ -18,7 +18,8 @@ int fvm_boot_image_open(const char *path, struct fvm_boot_image *ret_image, stru
     int fd = open(path, O_RDONLY | O_CLOEXEC), e = 0;
 
     if (fd < 0)
-        return fvm_err_set(err, fvm_err_from_errno(errno), errno, "firmware", "cannot open %s: %s", path, strerror(errno));
+        return fvm_err_set(err, fvm_err_from_errno(errno), errno, "firmware", "cannot open %s: %s", path,
+                           strerror(errno));
     if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode))
         e = fvm_err_set(err, FVM_EINVAL, 0, "firmware", "%s is not a regular file", path);
     else if (st.st_size == 0)

@@ -1,11 +1,13 @@
 /*
- * linux_boot.c - load a bzImage by the Linux x86 boot protocol (2.06 and later), as a boot loader does that enters the kernel at its
- * 64-bit (or, for 32-bit kernels, 32-bit) entry and not through its real-mode part.
+ * linux_boot.c - load a bzImage by the Linux x86 boot protocol (2.06 and later), as a boot loader does that enters
+ * the kernel at its 64-bit (or, for 32-bit kernels, 32-bit) entry and not through its real-mode part.
  *
  *   file:  [ boot sector, setup: (setup_sects + 1) * 512 ][ protected-mode kernel ]
- *   RAM:   zero page 7000, command line 20000, kernel at its preferred address (or 1 MiB), initrd as high as the kernel reaches
+ *   RAM:   zero page 7000, command line 20000, kernel at its preferred address (or 1 MiB), initrd as high
+ *          as the kernel reaches
  *
- * Every number in the header is hostile: it is compared with the file's length or with RAM before it is used, in 64 bits.
+ * Every number in the header is hostile: it is compared with the file's length or with RAM before it is used, in 64
+ * bits.
  */
 #include <inttypes.h>
 #include <string.h>
@@ -13,12 +15,35 @@
 #include "vmm/firmware/boot.h"
 
 enum { /* offsets in the file and in the zero page alike */
-    H_SETUP_SECTS = 0x1f1, H_BOOT_FLAG = 0x1fe, H_JUMP = 0x201, H_MAGIC = 0x202, H_VERSION = 0x206, H_LOADER = 0x210,
-    H_LOADFLAGS = 0x211, H_CODE32 = 0x214, H_RAMDISK = 0x218, H_RAMDISK_SIZE = 0x21c, H_HEAP_END = 0x224, H_CMDLINE = 0x228,
-    H_INITRD_MAX = 0x22c, H_ALIGNMENT = 0x230, H_RELOCATABLE = 0x234, H_XLOADFLAGS = 0x236, H_CMDLINE_SIZE = 0x238,
-    H_PREF_ADDRESS = 0x258, H_INIT_SIZE = 0x260, H_END_MAX = 0x290,
+       H_SETUP_SECTS = 0x1f1,
+       H_BOOT_FLAG = 0x1fe,
+       H_JUMP = 0x201,
+       H_MAGIC = 0x202,
+       H_VERSION = 0x206,
+       H_LOADER = 0x210,
+       H_LOADFLAGS = 0x211,
+       H_CODE32 = 0x214,
+       H_RAMDISK = 0x218,
+       H_RAMDISK_SIZE = 0x21c,
+       H_HEAP_END = 0x224,
+       H_CMDLINE = 0x228,
+       H_INITRD_MAX = 0x22c,
+       H_ALIGNMENT = 0x230,
+       H_RELOCATABLE = 0x234,
+       H_XLOADFLAGS = 0x236,
+       H_CMDLINE_SIZE = 0x238,
+       H_PREF_ADDRESS = 0x258,
+       H_INIT_SIZE = 0x260,
+       H_END_MAX = 0x290,
 };
-enum { Z_EXT_MEM_K = 0x002, Z_RSDP = 0x070, Z_ALT_MEM_K = 0x1e0, Z_E820_COUNT = 0x1e8, Z_HEADER = 0x1f1, Z_E820 = 0x2d0 };
+enum {
+    Z_EXT_MEM_K = 0x002,
+    Z_RSDP = 0x070,
+    Z_ALT_MEM_K = 0x1e0,
+    Z_E820_COUNT = 0x1e8,
+    Z_HEADER = 0x1f1,
+    Z_E820 = 0x2d0
+};
 enum { LOADED_HIGH = 1, CAN_USE_HEAP = 0x80, XLF_KERNEL_64 = 1 };
 enum { LOADER_UNKNOWN = 0xff, CMDLINE_MAX = 0xffff, VERSION_MIN = 0x206 };
 #define DEFAULT_LOAD 0x100000ull
@@ -62,18 +87,21 @@ static int parse_header(const struct fvm_boot_image *k, struct header *h, struct
     const uint8_t *b = k->bytes;
 
     if (k->len < H_END_MAX)
-        return fvm_err_set(err, FVM_EBADIMAGE, 0, "firmware", "%s is truncated: it ends inside the setup header", k->path);
+        return fvm_err_set(err, FVM_EBADIMAGE, 0, "firmware", "%s is truncated: it ends inside the setup header",
+                           k->path);
     h->version = get16(b, H_VERSION);
     if (h->version < VERSION_MIN)
         return fvm_err_set(err, FVM_EUNSUPPORTED, 0, "firmware",
-                           "%s has boot protocol %u.%02u; 2.06 (Linux 2.6.22) or later is needed", k->path, h->version >> 8,
-                           h->version & 0xff);
+                           "%s has boot protocol %u.%02u; 2.06 (Linux 2.6.22) or later is needed", k->path,
+                           h->version >> 8, h->version & 0xff);
     if (!(b[H_LOADFLAGS] & LOADED_HIGH))
-        return fvm_err_set(err, FVM_EUNSUPPORTED, 0, "firmware", "%s is a zImage; only bzImage kernels can be booted", k->path);
+        return fvm_err_set(err, FVM_EUNSUPPORTED, 0, "firmware", "%s is a zImage; only bzImage kernels can be booted",
+                           k->path);
     h->setup_bytes = (b[H_SETUP_SECTS] ? b[H_SETUP_SECTS] + 1ull : 5ull) * 512;
     if (h->setup_bytes >= k->len)
-        return fvm_err_set(err, FVM_EBADIMAGE, 0, "firmware", "%s is truncated: the kernel begins at byte %" PRIu64 " of %" PRIu64,
-                           k->path, h->setup_bytes, k->len);
+        return fvm_err_set(err, FVM_EBADIMAGE, 0, "firmware",
+                           "%s is truncated: the kernel begins at byte %" PRIu64 " of %" PRIu64, k->path,
+                           h->setup_bytes, k->len);
     h->kernel_bytes = k->len - h->setup_bytes;
     h->initrd_max = get32(b, H_INITRD_MAX);
     h->cmdline_max = get32(b, H_CMDLINE_SIZE);
@@ -85,10 +113,11 @@ static int parse_header(const struct fvm_boot_image *k, struct header *h, struct
     if (h->init_bytes < h->kernel_bytes)
         h->init_bytes = h->kernel_bytes;
     if (h->relocatable && (h->alignment == 0 || (h->alignment & (h->alignment - 1))))
-        return fvm_err_set(err, FVM_EBADIMAGE, 0, "firmware", "%s: kernel alignment 0x%" PRIx64 " is not a power of two", k->path,
-                           h->alignment);
+        return fvm_err_set(err, FVM_EBADIMAGE, 0, "firmware",
+                           "%s: kernel alignment 0x%" PRIx64 " is not a power of two", k->path, h->alignment);
     if (h->kernel64 && h->kernel_bytes <= 0x200)
-        return fvm_err_set(err, FVM_EBADIMAGE, 0, "firmware", "%s is truncated: its 64-bit entry is beyond its end", k->path);
+        return fvm_err_set(err, FVM_EBADIMAGE, 0, "firmware", "%s is truncated: its 64-bit entry is beyond its end",
+                           k->path);
     return 0;
 }
 
@@ -108,13 +137,14 @@ static int choose_address(const struct fvm_ram *ram, const struct header *h, con
         *ret_load = low;
     else
         return fvm_err_set(err, FVM_EINVAL, 0, "firmware",
-                           "%s needs %" PRIu64 " MiB of memory to start, the VM has %" PRIu64 " MiB below 4 GiB: give it more", path,
-                           (FVM_MIN(low, h->pref_address) + h->init_bytes + 0xfffff) >> 20, ram->low_bytes >> 20);
+                           "%s needs %" PRIu64 " MiB of memory to start, the VM has %" PRIu64
+                           " MiB below 4 GiB: give it more",
+                           path, (FVM_MIN(low, h->pref_address) + h->init_bytes + 0xfffff) >> 20, ram->low_bytes >> 20);
     return 0;
 }
 
-static int put_initrd(struct fvm_ram *ram, const struct header *h, uint64_t kernel_end, const struct fvm_boot_image *initrd,
-                      uint8_t *zero_page, struct fvm_err *err)
+static int put_initrd(struct fvm_ram *ram, const struct header *h, uint64_t kernel_end,
+                      const struct fvm_boot_image *initrd, uint8_t *zero_page, struct fvm_err *err)
 {
     uint64_t top = FVM_MIN(h->initrd_max + 1, ram->low_bytes);
     uint64_t base;
@@ -122,7 +152,8 @@ static int put_initrd(struct fvm_ram *ram, const struct header *h, uint64_t kern
 
     if (initrd->len > top || FVM_ALIGN_DOWN(top - initrd->len, FVM_PAGE_SIZE) < FVM_ALIGN_UP(kernel_end, FVM_PAGE_SIZE))
         return fvm_err_set(err, FVM_EINVAL, 0, "firmware",
-                           "initrd %s (%" PRIu64 " KiB) does not fit in memory beside the kernel: give the VM more memory",
+                           "initrd %s (%" PRIu64
+                           " KiB) does not fit in memory beside the kernel: give the VM more memory",
                            initrd->path, (initrd->len + 1023) >> 10);
     base = FVM_ALIGN_DOWN(top - initrd->len, FVM_PAGE_SIZE);
     r = fvm_ram_write(ram, base, initrd->bytes, initrd->len);
@@ -131,13 +162,14 @@ static int put_initrd(struct fvm_ram *ram, const struct header *h, uint64_t kern
     return r ? fvm_err_set(err, r, 0, "firmware", "cannot load initrd %s", initrd->path) : 0;
 }
 
-static int put_cmdline(struct fvm_ram *ram, const struct header *h, const char *append, uint8_t *zero_page, struct fvm_err *err)
+static int put_cmdline(struct fvm_ram *ram, const struct header *h, const char *append, uint8_t *zero_page,
+                       struct fvm_err *err)
 {
     uint64_t len = strlen(append), max = h->cmdline_max ? FVM_MIN(h->cmdline_max, (uint64_t)CMDLINE_MAX) : 255;
 
     if (len > max)
-        return fvm_err_set(err, FVM_EINVAL, 0, "firmware", "the command line has %" PRIu64 " characters, this kernel takes %" PRIu64,
-                           len, max);
+        return fvm_err_set(err, FVM_EINVAL, 0, "firmware",
+                           "the command line has %" PRIu64 " characters, this kernel takes %" PRIu64, len, max);
     put32(zero_page, H_CMDLINE, FVM_BOOT_CMDLINE_GPA);
     return fvm_ram_write(ram, FVM_BOOT_CMDLINE_GPA, append, len + 1);
 }

@@ -1,6 +1,6 @@
 /*
- * multiboot.c - load a multiboot (version 1, 0.6.96) kernel: ELF, or flat with the header's address fields; modules, memory map,
- * command line. Entry is 32-bit protected mode, paging off, EAX = 2BADB002, EBX = information structure.
+ * multiboot.c - load a multiboot (version 1, 0.6.96) kernel: ELF, or flat with the header's address fields; modules,
+ * memory map, command line. Entry is 32-bit protected mode, paging off, EAX = 2BADB002, EBX = information structure.
  *
  *   RAM: info 7000, command line 20000, module list and memory map 30000, kernel where it says, modules after it
  *
@@ -86,12 +86,14 @@ static int put_segment(struct loader *l, uint64_t gpa, uint64_t from, uint64_t l
         return 0;
     if (from > l->kernel->len || len > l->kernel->len - from)
         return bad(l, "truncated: a segment lies beyond the end of the file");
-    if ((gpa < OURS_END && gpa + mem_len > FVM_BOOT_GDT_GPA) || (gpa < FVM_BOOT_ACPI_END && gpa + mem_len > FVM_BOOT_ACPI_GPA))
+    if ((gpa < OURS_END && gpa + mem_len > FVM_BOOT_GDT_GPA) ||
+        (gpa < FVM_BOOT_ACPI_END && gpa + mem_len > FVM_BOOT_ACPI_GPA))
         return bad(l, "a segment lies below 256 KiB or in the BIOS area, where boot information goes");
     to = gpa < FVM_RAM_HIGH_BASE ? fvm_ram_map(l->ram, gpa, mem_len) : NULL;
     if (!to)
         return fvm_err_set(l->err, FVM_EINVAL, 0, "firmware",
-                           "multiboot kernel %s wants %" PRIu64 " KiB at 0x%" PRIx64 ": the VM has no memory there, give it more",
+                           "multiboot kernel %s wants %" PRIu64 " KiB at 0x%" PRIx64
+                           ": the VM has no memory there, give it more",
                            l->kernel->path, (mem_len + 1023) >> 10, gpa);
     memcpy(to, l->kernel->bytes + from, len);
     memset(to + len, 0, mem_len - len);
