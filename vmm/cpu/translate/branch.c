@@ -1,7 +1,7 @@
 /*
  * branch.c - the ends of blocks: direct exits with chaining, conditional ones, indirect ones through the jump cache.
  *
- * Direct exit:   jmp rel32 --unlinked----> stub: victims back, flags back, ARG = exit, C
+ * Direct exit:   jmp rel32 --unlinked----> stub: ARG = exit, to C, which finds victims and flags in their slots
  *                          --same victims-> target's inner entry (victims stay spilled, slots stay right)
  *                          --others-------> thunk: victims back -> target's entry
  *                          --other page---> page check: the target page's shadow entry must be what it was when the link was made
@@ -101,9 +101,6 @@ void fvm_tr_cold_exit(struct fvm_tr *tr, struct fvm_cold *c)
     struct fvm_exit *x = &tr->e->exits[c->exit];
     x->stub_off = em->at;
     e_patch_here(em, x->jump_off);
-    fvm_tr_restore_victims(tr);
-    if (x->flags_saved)
-        fvm_tr_emit_flags_restore(em, FVM_NOREG);
     e_fs_store_imm(em, FVM_SLOT_ARG, c->exit);
     fvm_tr_jmp_tramp(tr, FVM_TRAMP_DIRECT);
     if (tr->mode & FVM_MODE_SINGLE)
@@ -177,10 +174,8 @@ void fvm_tr_cold_indirect(struct fvm_tr *tr, struct fvm_cold *c)
 
 void fvm_tr_exit_stub(struct fvm_tr *tr, unsigned tramp)
 {
-    fvm_tr_flags_restore(tr, tr->u != FVM_NOREG ? tr->u : FVM_NOREG);
-    fvm_tr_restore_victims(tr);
     uint32_t site = fvm_tr_site(tr, 0, 0);
-    tr->e->sites[site].flags_saved = 0;
+    tr->e->sites[site].flags_saved = tr->saved;
     e_fs_store_imm(&tr->em, FVM_SLOT_ARG, site);
     fvm_tr_jmp_tramp(tr, tramp);
     tr->ended = true;

@@ -21,6 +21,7 @@
 #define FVM_BLOCK_INSNS_MAX 32
 #define FVM_BLOCK_CODE_MAX 16384 /* bytes of host code one block can need at most */
 #define FVM_NONE 0xffffffffu
+#define FVM_DEAD_INNER 0x80000000u /* in ARG of FVM_EXIT_DEAD: entered behind the prologue, victims are in their slots */
 
 enum { /* block mode: what the translation depends on besides the bytes */
     FVM_MODE_BITS = 3,     /* 0: 16, 1: 32, 2: 64-bit code */
@@ -240,6 +241,9 @@ void fvm_jc_fill(struct fvm_vcpu *v, uint64_t rip, uint8_t mode, uint64_t code);
 void fvm_recover_site(struct fvm_vcpu *v, uint32_t site);
 void fvm_recover_mark(struct fvm_vcpu *v, const struct fvm_block *b, unsigned mark, bool flags_saved);
 void fvm_recover_flags(struct fvm_vcpu *v, bool saved);
+void fvm_recover_victims(struct fvm_vcpu *v, const struct fvm_block *b);
+/** An unlinked direct exit was taken. */
+void fvm_recover_exit(struct fvm_vcpu *v, uint32_t exit);
 /** Index of the instruction that host_off (from the block's start) belongs to. */
 unsigned fvm_recover_mark_at(const struct fvm_engine *e, const struct fvm_block *b, uint32_t host_off);
 

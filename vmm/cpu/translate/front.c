@@ -263,10 +263,7 @@ static void emit_cold(struct fvm_tr *tr)
         case FVM_COLD_INDIRECT: fvm_tr_cold_indirect(tr, c); break;
         case FVM_COLD_STI:
             e_patch_here(em, c->from1);
-            if (c->flags_saved)
-                fvm_tr_emit_flags_restore(em, FVM_NOREG);
-            fvm_tr_restore_victims(tr);
-            tr->e->sites[c->site].flags_saved = 0;
+            tr->e->sites[c->site].flags_saved = c->flags_saved;
             e_fs_store_imm(em, FVM_SLOT_TMP, FVM_C_SYSTEM);
             e_fs_store_imm(em, FVM_SLOT_ARG, c->site);
             fvm_tr_jmp_tramp(tr, FVM_TRAMP_SYSTEM);
@@ -310,7 +307,8 @@ static void emit_entries(struct fvm_tr *tr, uint32_t to_dead)
     struct fvm_emit *em = &tr->em;
     struct fvm_block *b = tr->b;
     b->dead_inner_off = b->code_off + em->at;
-    fvm_tr_restore_victims(tr);
+    e_fs_store_imm(em, FVM_SLOT_ARG, tr->block | FVM_DEAD_INNER);
+    fvm_tr_jmp_tramp(tr, FVM_TRAMP_DEAD);
     b->dead_off = b->code_off + em->at;
     if (to_dead)
         e_patch_here(em, to_dead);

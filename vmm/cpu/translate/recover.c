@@ -18,7 +18,7 @@ void fvm_recover_flags(struct fvm_vcpu *v, bool saved)
     v->rflags = (v->rflags & ~(uint64_t)FVM_HOST_FLAGS) | f;
 }
 
-static void restore_victims(struct fvm_vcpu *v, const struct fvm_block *b)
+void fvm_recover_victims(struct fvm_vcpu *v, const struct fvm_block *b)
 {
     for (unsigned k = 0; k < b->victim_count; k++)
         v->regs[b->victim[k]] = *fvm_slot(v, FVM_SLOT(k));
@@ -26,7 +26,7 @@ static void restore_victims(struct fvm_vcpu *v, const struct fvm_block *b)
 
 void fvm_recover_mark(struct fvm_vcpu *v, const struct fvm_block *b, unsigned mark, bool flags_saved)
 {
-    restore_victims(v, b);
+    fvm_recover_victims(v, b);
     fvm_recover_flags(v, flags_saved);
     v->rip = b->rip + v->engine->marks[b->mark_first + mark].guest_off;
 }
@@ -43,4 +43,12 @@ unsigned fvm_recover_mark_at(const struct fvm_engine *e, const struct fvm_block 
     while (k > 1 && e->marks[b->mark_first + k - 1].host_off > host_off)
         k--;
     return k - 1;
+}
+
+void fvm_recover_exit(struct fvm_vcpu *v, uint32_t n)
+{
+    const struct fvm_exit *x = &v->engine->exits[n];
+    fvm_recover_victims(v, &v->engine->blocks[x->block]);
+    fvm_recover_flags(v, x->flags_saved);
+    v->rip = x->target;
 }

@@ -203,8 +203,7 @@ static int handle_exit(struct fvm_vcpu *v, struct fvm_fault *f)
     case FVM_EXIT_BAIL:
         return 0;
     case FVM_EXIT_DIRECT:
-        fvm_recover_flags(v, false);
-        v->rip = e->exits[arg].target;
+        fvm_recover_exit(v, arg);
         p->link_exit = arg;
         p->link_generation = e->flush_generation;
         return 0;
@@ -228,6 +227,9 @@ static int handle_exit(struct fvm_vcpu *v, struct fvm_fault *f)
         fault_from_slots(v, f);
         return FVM_FAULT;
     case FVM_EXIT_DEAD:
+        if (arg & FVM_DEAD_INNER)
+            fvm_recover_victims(v, &e->blocks[arg & ~FVM_DEAD_INNER]);
+        arg &= ~FVM_DEAD_INNER;
         /* Without an entry for saved flags only the jump cache leads here, with the guest's flags saved: the block did not
          * care, but what has taken its place may. */
         fvm_recover_flags(v, !e->blocks[arg].live_flags);
