@@ -19,6 +19,7 @@ enum { SEARCH_BYTES = 8192, HEADER_BYTES = 12, ADDRESS_BYTES = 32 };
 #define FLAGS_REQUIRED_KNOWN 0x7u /* page aligned modules, memory, video (which we ignore) */
 enum { INFO_MEMORY = 0x1, INFO_CMDLINE = 0x4, INFO_MODULES = 0x8, INFO_MMAP = 0x40, INFO_LOADER = 0x200 };
 #define OURS_END 0x40000ull
+#define ACPI_USED_END (FVM_BOOT_RSDP_GPA + FVM_PAGE_SIZE) /* linkers put ELF headers at ff000 when text is at 1 MiB */
 #define STRINGS_GPA 0x32000ull
 
 struct info { /* as the guest reads it */
@@ -87,8 +88,8 @@ static int put_segment(struct loader *l, uint64_t gpa, uint64_t from, uint64_t l
     if (from > l->kernel->len || len > l->kernel->len - from)
         return bad(l, "truncated: a segment lies beyond the end of the file");
     if ((gpa < OURS_END && gpa + mem_len > FVM_BOOT_GDT_GPA) ||
-        (gpa < FVM_BOOT_ACPI_END && gpa + mem_len > FVM_BOOT_ACPI_GPA))
-        return bad(l, "a segment lies below 256 KiB or in the BIOS area, where boot information goes");
+        (gpa < ACPI_USED_END && gpa + mem_len > FVM_BOOT_ACPI_GPA))
+        return bad(l, "a segment lies below 256 KiB or over the ACPI tables, where boot information goes");
     to = gpa < FVM_RAM_HIGH_BASE ? fvm_ram_map(l->ram, gpa, mem_len) : NULL;
     if (!to)
         return fvm_err_set(l->err, FVM_EINVAL, 0, "firmware",
