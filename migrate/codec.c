@@ -291,7 +291,7 @@ int fvm_codec_open(struct fvm_codec *c, const struct fvm_ram *ram, const void *h
 {
     *ret_hint = (struct fvm_codec_run){0};
     if (!c->cipher || header_len > FVM_CODEC_HEADER_MAX || payload_len < TAG_BYTES || payload_len > FVM_CODEC_PAYLOAD_MAX)
-        return FVM_EPROTO;
+        return FVM_ECORRUPT;
     Fvm__BatchHeader *h = fvm__batch_header__unpack(NULL, header_len, header);
     if (!h)
         return FVM_ECORRUPT;

@@ -71,7 +71,7 @@ double fvm_codec_ratio(const struct fvm_codec *codec);
  * fvm_codec_open - authenticate, expand and check one batch.
  * @ret_hint   filled as far as the header could be read, even on failure: what it claims to be (for the log; not authentic).
  * @ret_batch  borrowed from the codec until the next call.
- * Returns 0, FVM_ECORRUPT (does not authenticate), FVM_EPROTO (authentic or not, it makes no sense).
+ * Returns 0, FVM_ECORRUPT (does not authenticate), FVM_EPROTO (authentic, but it makes no sense).
  */
 int fvm_codec_open(struct fvm_codec *codec, const struct fvm_ram *ram, const void *header, size_t header_len, void *payload,
                    size_t payload_len, struct fvm_codec_run *ret_hint, const struct fvm_batch **ret_batch);

@@ -220,7 +220,7 @@ static void turn_bulk(struct fvm_dest *d)
         }
         fvm_port_msg_destroy(&msg);
         if (rc == FVM_EPROTO) {
-            drop_text(d, FVM_EPROTO, "too many batches were lost");
+            drop_text(d, FVM_EPROTO, "the source's pages make no sense, or too many were lost");
             return;
         }
     }

@@ -268,7 +268,7 @@ int fvm_stream_rx_batch(struct fvm_stream_rx *rx, const void *header, size_t hea
         rx->corrupt++;
         fvm_log(WARN, "migrate.corrupt", "gpa=0x%llx pages=%u after_seq=%llu why=%s", (unsigned long long)(hint.pfn << FVM_PAGE_SHIFT),
                 hint.count, (unsigned long long)rx->last_seq, fvm_err_name(rc));
-        return FVM_ECORRUPT; /* also a senseless one: only an authentic batch may end the migration */
+        return rc;
     }
     if (b->seq <= rx->last_seq) {
         rx->late++;

@@ -76,7 +76,8 @@ struct fvm_stream_rx {
     uint32_t lost_count;
 };
 void fvm_stream_rx_init(struct fvm_stream_rx *rx, struct fvm_ram *ram, struct fvm_codec *codec, struct fvm_proof *proof);
-/** Frames of one batch (payload is overwritten). 0: applied, or late and dropped; FVM_ECORRUPT: dropped, counted, logged; FVM_EPROTO: give up. */
+/** Frames of one batch (payload is overwritten). 0: applied, or late and dropped; FVM_ECORRUPT: dropped, counted,
+ *  logged; FVM_EPROTO: give up (authentic, but senseless, or too many lost). */
 int fvm_stream_rx_batch(struct fvm_stream_rx *rx, const void *header, size_t header_len, void *payload, size_t payload_len);
 /** What has not come up to last_seq never will. */
 int fvm_stream_rx_settle(struct fvm_stream_rx *rx, uint64_t last_seq);
