@@ -183,6 +183,10 @@ fvm_stub_cross_\name:
     movq %fs:FVM_SLOT_EA, %rax
     movq %rax, %rdx
     shlq $16, %rdx
+    sarq $16, %rdx
+    cmpq %rax, %rdx            /* canonical? its alias may have rights */
+    jne 1f
+    shlq $16, %rdx
     shrq $28, %rdx
     movq %gs:(,%rdx,8), %rdx
     testb $\right, %dl
@@ -194,6 +198,10 @@ fvm_stub_cross_\name:
     addq $1, %rax
     movq %rdx, %fs:FVM_SLOT_TMP2
     movq %rax, %rdx
+    shlq $16, %rdx
+    sarq $16, %rdx
+    cmpq %rax, %rdx            /* canonical? its alias may have rights */
+    jne 1f
     shlq $16, %rdx
     shrq $28, %rdx
     movq %gs:(,%rdx,8), %rdx
