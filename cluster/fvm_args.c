@@ -69,20 +69,26 @@ static int set(struct parse *p, char **field, const char *text)
     return 0;
 }
 
-static int parse_number(struct parse *p, const char *option, const char *text, uint32_t min, uint32_t max, uint32_t *ret)
+static int parse_number(struct parse *p, const char *option, const char *text, uint32_t min, uint32_t max,
+                        uint32_t *ret)
 {
     char *end;
     unsigned long n = strtoul(text, &end, 10);
     if (text[0] < '0' || text[0] > '9' || *end || n < min || n > max)
-        return fvm_err_set(p->err, FVM_EINVAL, 0, room, "--%s %.40s: write a number from %u to %u", option, text, min, max);
+        return fvm_err_set(p->err, FVM_EINVAL, 0, room, "--%s %.40s: write a number from %u to %u", option, text, min,
+                           max);
     *ret = (uint32_t)n;
     return 0;
 }
 
 static int parse_trace(struct parse *p, const char *text)
 {
-    static const struct { const char *name; unsigned bit; } words[] = {
-        {"exec", FVM_TRACE_EXEC}, {"int", FVM_TRACE_INT}, {"mmu", FVM_TRACE_MMU}, {"io", FVM_TRACE_IO}, {"code", FVM_TRACE_CODE}};
+    static const struct { const char *name; unsigned bit;
+    } words[] = {{"exec", FVM_TRACE_EXEC},
+                 {"int", FVM_TRACE_INT},
+                 {"mmu", FVM_TRACE_MMU},
+                 {"io", FVM_TRACE_IO},
+                 {"code", FVM_TRACE_CODE}};
     while (*text) {
         size_t n = strcspn(text, ","), i;
         for (i = 0; i < FVM_ARRAY_SIZE(words); i++)
@@ -130,7 +136,8 @@ static int strip_unix(struct parse *p, const char *text, const char **ret)
 {
     const char *path = strncmp(text, "unix:", 5) ? text : text + 5;
     if (!*path)
-        return fvm_err_set(p->err, FVM_EINVAL, 0, room, "--control needs a socket's name, as unix:/run/user/1000/vm.sock");
+        return fvm_err_set(p->err, FVM_EINVAL, 0, room,
+                           "--control needs a socket's name, as unix:/run/user/1000/vm.sock");
     *ret = path;
     return 0;
 }
@@ -209,7 +216,8 @@ static error_t on_run_option(int key, char *arg, struct argp_state *state)
     return r ? EINVAL : 0;
 }
 
-/* argp prints its own complaints only without ARGP_SILENT, which also takes --help away: so help is looked for first. */
+/* argp prints its own complaints only without ARGP_SILENT, which also takes --help away: so help is looked for first.
+ */
 static unsigned argp_flags(int argc, char **argv)
 {
     for (int i = 1; i < argc; i++)
@@ -231,12 +239,17 @@ static int finish(struct parse *p, error_t e)
 
 int fvm_args_parse_run(int argc, char **argv, struct fvm_run_options *ret, struct fvm_err *err)
 {
-    static const struct argp argp = {run_options, on_run_option, NULL,
-                                     "Run a virtual machine on this host, without any rights or hardware support.\v"
-                                     "With --serial stdio: Ctrl-A x ends the VM, Ctrl-A h helps.\n"
-                                     "Exit status: 0 after a power-off by the guest; the value of a write to port 0xf4; "
-                                     "64 to 77 as in sysexits.h for our own errors; 72 if the guest crashed.",
-                                     NULL, NULL, NULL};
+    static const struct argp argp = {
+        run_options,
+        on_run_option,
+        NULL,
+        "Run a virtual machine on this host, without any rights or hardware support.\v"
+        "With --serial stdio: Ctrl-A x ends the VM, Ctrl-A h helps.\n"
+        "Exit status: 0 after a power-off by the guest; the value of a write to port 0xf4; "
+        "64 to 77 as in sysexits.h for our own errors; 72 if the guest crashed.",
+        NULL,
+        NULL,
+        NULL};
     *ret = (struct fvm_run_options){.config = fvm_config_new(), .log_level = FVM_LOG_WARN};
     if (!ret->config || fvm_config_set(&ret->config->serial, "stdio")) {
         fvm_args_free(ret);

@@ -1,5 +1,6 @@
 /*
- * fvm_commands.c - what a running `fvm` answers on its control socket: status, pause, resume, powerdown, quit, dump, stats.
+ * fvm_commands.c - what a running `fvm` answers on its control socket: status, pause, resume, powerdown, quit, dump,
+ * stats.
  *
  * Invariant: runs on the loop's thread; pause and dump give up the board lock by themselves (vmm/vm.h).
  */
@@ -34,18 +35,18 @@ static bool refuse_empty(struct fvm_run *run, struct fvm_control_call *call)
 static json_t *status_json(const struct fvm_run *run)
 {
     if (!run->vm)
-        return json_pack("{s:s, s:s, s:i, s:s}", "name", run->options.config->name, "state", "incoming", "pid", (int)getpid(), "version",
-                         FVM_VERSION);
+        return json_pack("{s:s, s:s, s:i, s:s}", "name", run->options.config->name, "state", "incoming", "pid",
+                         (int)getpid(), "version", FVM_VERSION);
     const Fvm__VmConfig *c = fvm_vm_config(run->vm);
     struct fvm_ram *ram = fvm_vm_ram(run->vm);
     char id[33] = "";
     for (size_t i = 0; i < c->id.len && i < 16; i++)
         snprintf(id + 2 * i, 3, "%02x", c->id.data[i]);
-    return json_pack("{s:s, s:s, s:s, s:i, s:s, s:I, s:I, s:i, s:s, s:i, s:I, s:I, s:i, s:i}", "name", c->name, "id", id,
-                     "state", state_name(fvm_vm_get_state(run->vm)), "pid", (int)getpid(), "version", FVM_VERSION,
+    return json_pack("{s:s, s:s, s:s, s:i, s:s, s:I, s:I, s:i, s:s, s:i, s:I, s:I, s:i, s:i}", "name", c->name, "id",
+                     id, "state", state_name(fvm_vm_get_state(run->vm)), "pid", (int)getpid(), "version", FVM_VERSION,
                      "memory_bytes", (json_int_t)c->memory_bytes, "resident_bytes",
-                     (json_int_t)fvm_ram_resident_bytes(ram), "cpus", (int)c->cpus, "cpu_model", c->cpu_model, "tsc_khz",
-                     (int)c->tsc_khz, "guest_ns", (json_int_t)fvm_clock_ns(fvm_vm_clock(run->vm)), "cpu_ns",
+                     (json_int_t)fvm_ram_resident_bytes(ram), "cpus", (int)c->cpus, "cpu_model", c->cpu_model,
+                     "tsc_khz", (int)c->tsc_khz, "guest_ns", (json_int_t)fvm_clock_ns(fvm_vm_clock(run->vm)), "cpu_ns",
                      (json_int_t)fvm_vm_cpu_ns(run->vm), "disks", (int)c->n_disks, "nets", (int)c->n_nets);
 }
 
@@ -113,7 +114,8 @@ static void command_quit(void *ctx, struct fvm_control_call *call, const json_t 
 }
 
 /* What `write` prints, as {"text": ...}. */
-static void reply_text(struct fvm_run *run, struct fvm_control_call *call, void (*write)(struct fvm_run *run, FILE *out))
+static void reply_text(struct fvm_run *run, struct fvm_control_call *call,
+                       void (*write)(struct fvm_run *run, FILE *out))
 {
     char *text = NULL;
     size_t len = 0;

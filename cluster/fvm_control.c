@@ -1,8 +1,8 @@
 /*
  * fvm_control.c - the server of a VM's control socket. See fvm_control.h for the protocol.
  *
- * Nothing here blocks: input is collected until a newline, output queued until the socket takes it. Both have a bound, and
- * who passes it is disconnected. A call knows its client only by pointer and is told when the client goes.
+ * Nothing here blocks: input is collected until a newline, output queued until the socket takes it. Both have a bound,
+ * and who passes it is disconnected. A call knows its client only by pointer and is told when the client goes.
  *
  * Invariant: every call is on its control's list until it is answered, so destroy can drop what is left.
  */
@@ -469,8 +469,8 @@ int fvm_control_get_string(const json_t *request, const char *key, const char *f
     return 0;
 }
 
-int fvm_control_get_int(const json_t *request, const char *key, int64_t min, int64_t max, int64_t fallback, int64_t *ret,
-                        struct fvm_err *err)
+int fvm_control_get_int(const json_t *request, const char *key, int64_t min, int64_t max, int64_t fallback,
+                        int64_t *ret, struct fvm_err *err)
 {
     const json_t *value = json_object_get(request, key);
     if (!value) {

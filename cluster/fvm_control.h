@@ -8,13 +8,14 @@
  *                                        <-    {"id":"x","ok":false,"error":"text","code":-4,"name":"NOENT"}
  *                                        <-    {"event":"reset"}            (any time, to every client)
  *
- * "id" is any JSON value and comes back as it was; without one the reply has null. Requests of a client are begun in order; a
- * command may answer later, so replies can overtake each other. Arguments are other members of the request. Unknown members
- * are ignored, so a newer client can talk to an older server.
+ * "id" is any JSON value and comes back as it was; without one the reply has null. Requests of a client are begun in
+ * order; a command may answer later, so replies can overtake each other. Arguments are other members of the request.
+ * Unknown members are ignored, so a newer client can talk to an older server.
  *
  * Version rule: commands and members are added, never changed; a reply to "version" tells what is there.
- * Hostile input: a line longer than FVM_CONTROL_LINE_MAX or one that is no JSON object gets an error reply and the connection
- * is closed; a client that doesn't read its replies is closed. Peers of other users are turned away (SO_PEERCRED).
+ * Hostile input: a line longer than FVM_CONTROL_LINE_MAX or one that is no JSON object gets an error reply and the
+ * connection is closed; a client that doesn't read its replies is closed. Peers of other users are turned away
+ * (SO_PEERCRED).
  *
  * Thread: everything on the loop's thread. Test: tests/unit/control_server.c
  */
@@ -35,8 +36,8 @@ struct fvm_control;
 struct fvm_control_call; /* one request that has not been answered; outlives its connection */
 
 /**
- * A command. Must see to it that fvm_control_reply or _fail is called exactly once for the call, now or later (on the loop's
- * thread, before fvm_control_destroy). request: the whole object, valid until the call is answered.
+ * A command. Must see to it that fvm_control_reply or _fail is called exactly once for the call, now or later (on the
+ * loop's thread, before fvm_control_destroy). request: the whole object, valid until the call is answered.
  */
 typedef void (*fvm_control_fn)(void *ctx, struct fvm_control_call *call, const json_t *request);
 
@@ -59,13 +60,13 @@ void fvm_control_flush(struct fvm_control *control, int timeout_ms);
 int fvm_control_get_string(const json_t *request, const char *key, const char *fallback, const char **ret,
                            struct fvm_err *err);
 /** An integer in [min, max]; missing: fallback. */
-int fvm_control_get_int(const json_t *request, const char *key, int64_t min, int64_t max, int64_t fallback, int64_t *ret,
-                        struct fvm_err *err);
+int fvm_control_get_int(const json_t *request, const char *key, int64_t min, int64_t max, int64_t fallback,
+                        int64_t *ret, struct fvm_err *err);
 
 /* ---- client's side (fvm_control_client.c): blocking, for the command line ---- */
 /**
- * Send one request, wait for its reply (events are passed over). request is borrowed, its "id" is set. *ret_result: new reference.
- * Returns the server's error as its code with its text. timeout_ms < 0: for ever.
+ * Send one request, wait for its reply (events are passed over). request is borrowed, its "id" is set. *ret_result:
+ * new reference. Returns the server's error as its code with its text. timeout_ms < 0: for ever.
  */
 int fvm_control_ask(const char *path, json_t *request, int timeout_ms, json_t **ret_result, struct fvm_err *err);
 

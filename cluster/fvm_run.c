@@ -1,11 +1,13 @@
 /*
  * fvm_run.c - `fvm run`. See fvm_run.h for the order of things.
  *
- * Invariant: every way out of fvm_run_main passes `close_all`, so that sockets are unlinked and the terminal is as it was.
+ * Invariant: every way out of fvm_run_main passes `close_all`, so that sockets are unlinked and the terminal is as it
+ * was.
  */
 #include "cluster/fvm_run.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +15,7 @@
 
 #include "cluster/fvm_migrate.h"
 #include "cluster/fvm_sandbox.h"
+#include "vmm/vm_unix.h"
 
 int fvm_complain(const struct fvm_err *err)
 {
@@ -102,6 +105,10 @@ static void on_signal(void *ctx)
 static int watch_signals(struct fvm_run *run, struct signal_ctx ctx[4])
 {
     static const int list[4] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT};
+    sigset_t later;
+    sigemptyset(&later);
+    sigaddset(&later, SIGALRM); /* for limit_ending; vCPU threads inherit the mask */
+    pthread_sigmask(SIG_BLOCK, &later, NULL);
     signal(SIGPIPE, SIG_IGN);
     for (int i = 0; i < 4; i++) {
         struct sigaction old; /* nohup, or a shell's background job: what is ignored stays ignored */
@@ -144,7 +151,8 @@ static int make_control(struct fvm_run *run, struct fvm_err *err)
     const char *path = run->options.config->control;
     if (!path[0])
         return run->options.incoming
-                   ? fvm_err_set(err, FVM_EINVAL, 0, "run", "--incoming needs --control: there it is told who comes") : 0;
+                   ? fvm_err_set(err, FVM_EINVAL, 0, "run", "--incoming needs --control: there it is told who comes")
+                   : 0;
     int r = fvm_control_create(run->loop, path, &run->control, err);
     if (!r && (fvm_commands_register(run) || fvm_migrate_register(run)))
         r = fvm_err_set(err, FVM_EINTERNAL, 0, "run", "cannot register the commands");
@@ -175,8 +183,41 @@ static int start_vm(struct fvm_run *run, struct fvm_err *err)
     return r;
 }
 
+/* ---- end ---- */
+
+#define END_SECONDS 20
+
+static char stuck_socket[FVM_UNIX_PATH_MAX]; /* for the handler: nothing else can tell it */
+
+static void on_stuck(int signo)
+{
+    static const char text[] = "fvm: a processor does not stop; the process ends without waiting for it\n";
+    (void)signo;
+    fvm_terminal_restore();
+    if (stuck_socket[0])
+        unlink(stuck_socket);
+    (void)!write(STDERR_FILENO, text, sizeof(text) - 1);
+    _exit(fvm_err_exit_status(FVM_EINTERNAL));
+}
+
+/* SIGALRM is blocked in all threads but this, and here until now. */
+static void limit_ending(const struct fvm_run *run)
+{
+    struct sigaction sa = {.sa_handler = on_stuck};
+    sigset_t set;
+    sigemptyset(&sa.sa_mask);
+    sigemptyset(&set);
+    sigaddset(&set, SIGALRM);
+    if (run->options.config)
+        snprintf(stuck_socket, sizeof(stuck_socket), "%s", run->options.config->control);
+    sigaction(SIGALRM, &sa, NULL);
+    pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+    alarm(END_SECONDS);
+}
+
 static void close_all(struct fvm_run *run)
 {
+    limit_ending(run);
     fvm_migrate_close(run);
     if (run->control)
         fvm_control_flush(run->control, 200);
@@ -194,6 +235,7 @@ static void close_all(struct fvm_run *run)
     if (run->trace)
         fclose(run->trace);
     fvm_args_free(&run->options);
+    alarm(0);
 }
 
 int fvm_run_main(int argc, char **argv)

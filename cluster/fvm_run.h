@@ -1,8 +1,8 @@
 /*
  * fvm_run.h - `fvm run`: one process, one VM, one loop.
  *
- * Order: arguments -> loop and signals -> VM (files opened, sockets bound) -> control socket -> sandbox -> boot or incoming -> run.
- * Taken apart in reverse; nothing stays behind.
+ * Order: arguments -> loop and signals -> VM (files opened, sockets bound) -> control socket -> sandbox -> boot or
+ * incoming -> run. Taken apart in reverse; nothing stays behind.
  */
 #ifndef FVM_CLUSTER_FVM_RUN_H
 #define FVM_CLUSTER_FVM_RUN_H

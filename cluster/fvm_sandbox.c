@@ -1,10 +1,10 @@
 /*
  * fvm_sandbox.c - the cage. See fvm_sandbox.h.
  *
- * A guest that breaks out of translated code is in this process: then what the process may do is what the guest may do. So:
- * no new programs (execve), no other processes (fork, ptrace, process_vm_*), no namespaces, mounts, modules, keys, bpf, no
- * io_uring; memory, threads, files and sockets as the engine, the disks, the network and a migration need them. Executable
- * memory stays possible: it is what a translator makes.
+ * A guest that breaks out of translated code is in this process: then what the process may do is what the guest may
+ * do. So: no new programs (execve), no other processes (fork, ptrace, process_vm_*), no namespaces, mounts, modules,
+ * keys, bpf, no io_uring; memory, threads, files and sockets as the engine, the disks, the network and a migration
+ * need them. Executable memory stays possible: it is what a translator makes.
  *
  * A forbidden call raises SIGSYS; the handler names it and ends the process, so that a gap in the list is seen at once.
  */
@@ -30,8 +30,8 @@ static const char room[] = "sandbox";
 static const int allowed[] = {
     /* memory */
     SCMP_SYS(mmap), SCMP_SYS(munmap), SCMP_SYS(mprotect), SCMP_SYS(mremap), SCMP_SYS(madvise), SCMP_SYS(brk),
-    SCMP_SYS(mlock), SCMP_SYS(munlock), SCMP_SYS(mincore), SCMP_SYS(msync), SCMP_SYS(mlock), SCMP_SYS(mlock2), SCMP_SYS(munlock), SCMP_SYS(memfd_create), SCMP_SYS(pkey_alloc), SCMP_SYS(pkey_free),
-    SCMP_SYS(pkey_mprotect), SCMP_SYS(membarrier),
+    SCMP_SYS(mincore), SCMP_SYS(msync), SCMP_SYS(mlock), SCMP_SYS(mlock2), SCMP_SYS(munlock), SCMP_SYS(memfd_create),
+    SCMP_SYS(pkey_alloc), SCMP_SYS(pkey_free), SCMP_SYS(pkey_mprotect), SCMP_SYS(membarrier),
     /* threads and signals */
     SCMP_SYS(futex), SCMP_SYS(futex_waitv), SCMP_SYS(set_robust_list), SCMP_SYS(get_robust_list), SCMP_SYS(rseq),
     SCMP_SYS(set_tid_address), SCMP_SYS(gettid), SCMP_SYS(getpid), SCMP_SYS(getppid), SCMP_SYS(sched_yield),
@@ -39,7 +39,8 @@ static const int allowed[] = {
     SCMP_SYS(exit_group), SCMP_SYS(arch_prctl), SCMP_SYS(restart_syscall), SCMP_SYS(rt_sigaction),
     SCMP_SYS(rt_sigprocmask), SCMP_SYS(rt_sigreturn), SCMP_SYS(rt_sigpending), SCMP_SYS(rt_sigtimedwait),
     SCMP_SYS(rt_sigsuspend), SCMP_SYS(sigaltstack), SCMP_SYS(timer_create), SCMP_SYS(timer_settime),
-    SCMP_SYS(timer_gettime), SCMP_SYS(timer_delete), SCMP_SYS(timer_getoverrun), SCMP_SYS(getcpu),
+    SCMP_SYS(timer_gettime), SCMP_SYS(timer_delete), SCMP_SYS(timer_getoverrun), SCMP_SYS(alarm),
+    SCMP_SYS(getcpu),
     /* files that are open, and files to open: kernel at a reset, resolv.conf, a disk's epoch, the hand-over record */
     SCMP_SYS(read), SCMP_SYS(write), SCMP_SYS(readv), SCMP_SYS(writev), SCMP_SYS(pread64), SCMP_SYS(pwrite64),
     SCMP_SYS(preadv), SCMP_SYS(pwritev), SCMP_SYS(preadv2), SCMP_SYS(pwritev2), SCMP_SYS(lseek), SCMP_SYS(close),
@@ -49,7 +50,8 @@ static const int allowed[] = {
     SCMP_SYS(fstat), SCMP_SYS(newfstatat), SCMP_SYS(statx), SCMP_SYS(statfs), SCMP_SYS(fstatfs), SCMP_SYS(access),
     SCMP_SYS(faccessat), SCMP_SYS(faccessat2), SCMP_SYS(readlink), SCMP_SYS(readlinkat), SCMP_SYS(getdents64),
     SCMP_SYS(getcwd), SCMP_SYS(unlink), SCMP_SYS(unlinkat), SCMP_SYS(rename), SCMP_SYS(renameat), SCMP_SYS(renameat2),
-    SCMP_SYS(fchown), SCMP_SYS(fchmod), SCMP_SYS(umask), SCMP_SYS(getxattr), SCMP_SYS(fgetxattr), SCMP_SYS(setxattr), SCMP_SYS(fsetxattr),
+    SCMP_SYS(mkdir), SCMP_SYS(fchown), SCMP_SYS(fchmod), SCMP_SYS(umask), SCMP_SYS(getxattr), SCMP_SYS(fgetxattr),
+    SCMP_SYS(setxattr), SCMP_SYS(fsetxattr),
     /* waiting */
     SCMP_SYS(poll), SCMP_SYS(ppoll), SCMP_SYS(select), SCMP_SYS(pselect6), SCMP_SYS(epoll_create1),
     SCMP_SYS(epoll_create), SCMP_SYS(epoll_ctl), SCMP_SYS(epoll_wait), SCMP_SYS(epoll_pwait), SCMP_SYS(epoll_pwait2),
@@ -72,17 +74,34 @@ struct one_of { /* a call that is allowed when its argument `arg` is `value` */
 };
 
 static const struct one_of allowed_with[] = {
-    {SCMP_SYS(socket), 0, AF_UNIX}, {SCMP_SYS(socket), 0, AF_INET}, {SCMP_SYS(socket), 0, AF_INET6},
-    {SCMP_SYS(socket), 0, AF_NETLINK}, /* getifaddrs */
+    {SCMP_SYS(socket), 0, AF_UNIX},
+    {SCMP_SYS(socket), 0, AF_INET},
+    {SCMP_SYS(socket), 0, AF_INET6},
+    {SCMP_SYS(socket), 0, AF_NETLINK},              /* getifaddrs */
     {SCMP_SYS(sched_setscheduler), 1, SCHED_OTHER}, /* ZeroMQ's threads, for a migration */
-    {SCMP_SYS(prctl), 0, PR_SET_NAME}, {SCMP_SYS(prctl), 0, PR_GET_NAME}, {SCMP_SYS(prctl), 0, 0x53564d41 /* PR_SET_VMA */},
-    {SCMP_SYS(prctl), 0, PR_GET_DUMPABLE}, {SCMP_SYS(prctl), 0, PR_SET_TIMERSLACK}, {SCMP_SYS(prctl), 0, PR_CAPBSET_READ},
+    {SCMP_SYS(prctl), 0, PR_SET_NAME},
+    {SCMP_SYS(prctl), 0, PR_GET_NAME},
+    {SCMP_SYS(prctl), 0, 0x53564d41 /* PR_SET_VMA */},
+    {SCMP_SYS(prctl), 0, PR_GET_DUMPABLE},
+    {SCMP_SYS(prctl), 0, PR_SET_TIMERSLACK},
+    {SCMP_SYS(prctl), 0, PR_CAPBSET_READ},
     /* never TIOCSTI: it would type into the shell that started us */
-    {SCMP_SYS(ioctl), 1, TCGETS}, {SCMP_SYS(ioctl), 1, TCSETS}, {SCMP_SYS(ioctl), 1, TCSETSW}, {SCMP_SYS(ioctl), 1, TCSETSF},
-    {SCMP_SYS(ioctl), 1, TIOCGWINSZ}, {SCMP_SYS(ioctl), 1, FIONREAD}, {SCMP_SYS(ioctl), 1, FIONBIO},
-    {SCMP_SYS(ioctl), 1, BLKGETSIZE64}, {SCMP_SYS(ioctl), 1, BLKSSZGET}, {SCMP_SYS(ioctl), 1, BLKPBSZGET},
-    {SCMP_SYS(ioctl), 1, BLKDISCARD}, {SCMP_SYS(ioctl), 1, BLKZEROOUT}, {SCMP_SYS(ioctl), 1, BLKFLSBUF},
-    {SCMP_SYS(ioctl), 1, BLKROGET}, {SCMP_SYS(ioctl), 1, 0x8912 /* SIOCGIFCONF */}, {SCMP_SYS(ioctl), 1, 0x8933 /* SIOCGIFINDEX */},
+    {SCMP_SYS(ioctl), 1, TCGETS},
+    {SCMP_SYS(ioctl), 1, TCSETS},
+    {SCMP_SYS(ioctl), 1, TCSETSW},
+    {SCMP_SYS(ioctl), 1, TCSETSF},
+    {SCMP_SYS(ioctl), 1, TIOCGWINSZ},
+    {SCMP_SYS(ioctl), 1, FIONREAD},
+    {SCMP_SYS(ioctl), 1, FIONBIO},
+    {SCMP_SYS(ioctl), 1, BLKGETSIZE64},
+    {SCMP_SYS(ioctl), 1, BLKSSZGET},
+    {SCMP_SYS(ioctl), 1, BLKPBSZGET},
+    {SCMP_SYS(ioctl), 1, BLKDISCARD},
+    {SCMP_SYS(ioctl), 1, BLKZEROOUT},
+    {SCMP_SYS(ioctl), 1, BLKFLSBUF},
+    {SCMP_SYS(ioctl), 1, BLKROGET},
+    {SCMP_SYS(ioctl), 1, 0x8912 /* SIOCGIFCONF */},
+    {SCMP_SYS(ioctl), 1, 0x8933 /* SIOCGIFINDEX */},
 };
 
 static void on_forbidden(int signo, siginfo_t *info, void *context)
@@ -101,7 +120,8 @@ static void on_forbidden(int signo, siginfo_t *info, void *context)
 static int drop_capabilities(struct fvm_err *err)
 {
     if (capng_get_caps_process() != 0)
-        return fvm_err_set(err, FVM_EPERM, 0, room, "cannot read this process' capabilities; --sandbox=off goes on without");
+        return fvm_err_set(err, FVM_EPERM, 0, room,
+                           "cannot read this process' capabilities; --sandbox=off goes on without");
     if (capng_have_capabilities(CAPNG_SELECT_CAPS) <= CAPNG_NONE)
         return 0;
     capng_clear(CAPNG_SELECT_CAPS); /* effective, permitted, inheritable; the bounding set needs no change: no execve */

@@ -1,8 +1,8 @@
 /*
  * fvm_terminal.c - raw mode and the escape keys. See fvm_terminal.h.
  *
- * Invariant: `raw` is true exactly while the terminal differs from `saved`; restoring twice is harmless. The signal handler
- * makes bare system calls only.
+ * Invariant: `raw` is true exactly while the terminal differs from `saved`; restoring twice is harmless. The signal
+ * handler makes bare system calls only.
  */
 #include "cluster/fvm_terminal.h"
 

@@ -3,8 +3,8 @@
  *
  *   ram, bus, irq, clock  ->  serial ends, disks, nets  ->  board (chips)  ->  engine, vCPUs
  *
- * taken apart in reverse. Requests of devices (power off, reset, exit) arrive inside a device's code with the board lock
- * held, so they are only noted here and carried out by the loop (vm_run.c).
+ * taken apart in reverse. Requests of devices (power off, reset, exit) arrive inside a device's code with the board
+ * lock held, so they are only noted here and carried out by the loop (vm_run.c).
  *
  * Invariant: the loop's guard is this VM's board lock from create to destroy. Must not know what devices there are.
  */

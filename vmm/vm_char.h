@@ -1,9 +1,9 @@
 /*
  * vm_char.h - where the bytes of a serial port come from and go to: "stdio", "file:F", "unix:F" or "none".
  *
- * unix:F is a listening socket for one client at a time; what the guest wrote while nobody was connected (the last 64 KiB of
- * it) is replayed to the next client. Input is never dropped: what the chip does not take waits, and the sender with it.
- * Nothing here blocks: output that does not fit is refused and the chip told when there is room.
+ * unix:F is a listening socket for one client at a time; what the guest wrote while nobody was connected (the last 64
+ * KiB of it) is replayed to the next client. Input is never dropped: what the chip does not take waits, and the sender
+ * with it. Nothing here blocks: output that does not fit is refused and the chip told when there is room.
  *
  * Thread: loop, under the guard; the backend's write comes from vCPU threads with the board lock held.
  */

@@ -203,7 +203,8 @@ static int check_name(const char *name, struct fvm_err *err)
         return fvm_err_set(err, FVM_EINVAL, 0, room, "a name has 1 to 63 characters, not %zu", n);
     for (size_t i = 0; i < n; i++)
         if (!isalnum((unsigned char)name[i]) && !strchr("-_.", name[i]))
-            return fvm_err_set(err, FVM_EINVAL, 0, room, "name \"%.63s\": letters, digits, '-', '_' and '.' only", name);
+            return fvm_err_set(err, FVM_EINVAL, 0, room, "name \"%.63s\": letters, digits, '-', '_' and '.' only",
+                               name);
     return 0;
 }
 

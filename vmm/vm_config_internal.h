@@ -8,7 +8,8 @@
 /** Next item of "a,b=c,d" (",," is a comma), malloc'd; *cursor is NULL after the last. NULL: no memory. */
 char *fvm_config_next_item(const char **cursor);
 int fvm_config_check_nets(const Fvm__VmConfig *config, struct fvm_err *err);
-/** What this process may still allocate: the least of MemAvailable + SwapFree and the cgroups' limits. UINT64_MAX: unknown. */
+/** What this process may still allocate: the least of MemAvailable + SwapFree and the cgroups' limits. UINT64_MAX:
+ * unknown. */
 uint64_t fvm_config_host_available_bytes(void);
 
 #endif

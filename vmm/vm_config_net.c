@@ -24,7 +24,8 @@ int fvm_config_parse_mac(const char *text, uint8_t ret_mac[6], struct fvm_err *e
         p += 3;
     }
     if (mac[0] & 1)
-        return fvm_err_set(err, FVM_EINVAL, 0, room, "MAC \"%.40s\" is a group address; the first byte must be even", text);
+        return fvm_err_set(err, FVM_EINVAL, 0, room, "MAC \"%.40s\" is a group address; the first byte must be even",
+                           text);
     memcpy(ret_mac, mac, 6);
     return 0;
 }
@@ -70,8 +71,8 @@ int fvm_config_parse_forward(const char *text, Fvm__HostForward *ret, struct fvm
                            "forward \"%.80s\": write tcp:[HOST-ADDRESS]:PORT-[GUEST-ADDRESS]:PORT, "
                            "as in tcp:127.0.0.1:2222-:22",
                            text);
-    if (fvm_config_set(&ret->proto, tcp ? "tcp" : "udp") || fvm_config_set(&ret->host_addr, host[0] ? host : "127.0.0.1") ||
-        fvm_config_set(&ret->guest_addr, guest))
+    if (fvm_config_set(&ret->proto, tcp ? "tcp" : "udp") ||
+        fvm_config_set(&ret->host_addr, host[0] ? host : "127.0.0.1") || fvm_config_set(&ret->guest_addr, guest))
         return fvm_err_set(err, FVM_ENOMEM, 0, room, "out of memory");
     ret->host_port = host_port;
     ret->guest_port = guest_port;
@@ -190,7 +191,8 @@ int fvm_config_check_nets(const Fvm__VmConfig *config, struct fvm_err *err)
         if (net->mac.len != 0 && (net->mac.len != 6 || (net->mac.data[0] & 1)))
             return fvm_err_set(err, FVM_EINVAL, 0, room, "network %zu: bad MAC address", i);
         if (net->n_forwards > FVM_CONFIG_FORWARDS_MAX)
-            return fvm_err_set(err, FVM_EINVAL, 0, room, "network %zu: more than %d forwards", i, FVM_CONFIG_FORWARDS_MAX);
+            return fvm_err_set(err, FVM_EINVAL, 0, room, "network %zu: more than %d forwards", i,
+                               FVM_CONFIG_FORWARDS_MAX);
         for (size_t j = 0; j < net->n_forwards; j++) {
             const Fvm__HostForward *f = net->forwards[j];
             if ((strcmp(f->proto, "tcp") != 0 && strcmp(f->proto, "udp") != 0) || !addr_valid(f->host_addr) ||

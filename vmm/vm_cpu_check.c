@@ -134,8 +134,8 @@ static int check_msrs(struct check *c)
 static int check_control(const struct check *c)
 {
     const Fvm__CpuState *m = c->cpu;
-    const uint64_t cr0_known = FVM_CR0_PE | FVM_CR0_MP | FVM_CR0_EM | FVM_CR0_TS | FVM_CR0_ET | FVM_CR0_NE | FVM_CR0_WP |
-                               FVM_CR0_AM | FVM_CR0_NW | FVM_CR0_CD | FVM_CR0_PG;
+    const uint64_t cr0_known = FVM_CR0_PE | FVM_CR0_MP | FVM_CR0_EM | FVM_CR0_TS | FVM_CR0_ET | FVM_CR0_NE |
+                               FVM_CR0_WP | FVM_CR0_AM | FVM_CR0_NW | FVM_CR0_CD | FVM_CR0_PG;
     const uint64_t cr4_known = FVM_CR4_VME | FVM_CR4_PVI | FVM_CR4_TSD | FVM_CR4_DE | FVM_CR4_PSE | FVM_CR4_PAE |
                                FVM_CR4_MCE | FVM_CR4_PGE | FVM_CR4_PCE | FVM_CR4_OSFXSR | FVM_CR4_OSXMMEXCPT |
                                FVM_CR4_UMIP | FVM_CR4_FSGSBASE | FVM_CR4_PCIDE | FVM_CR4_OSXSAVE | FVM_CR4_SMEP |
@@ -232,8 +232,8 @@ int fvm_cpu_state_check(const Fvm__CpusState *cpus, const struct fvm_cpu_model *
                         struct fvm_err *err)
 {
     if (strcmp(cpus->cpu_model, fvm_cpu_model_name(model)) != 0)
-        return fvm_err_set(err, FVM_ECPUMODEL, 0, room, "the state is of CPU model %.40s, this VM has %s", cpus->cpu_model,
-                           fvm_cpu_model_name(model));
+        return fvm_err_set(err, FVM_ECPUMODEL, 0, room, "the state is of CPU model %.40s, this VM has %s",
+                           cpus->cpu_model, fvm_cpu_model_name(model));
     if (cpus->n_cpus != cpu_count)
         return fvm_err_set(err, FVM_EPROTO, 0, room, "the state has %zu CPUs, this VM %u", cpus->n_cpus, cpu_count);
     int r = check_clock(cpus->clock, err);

@@ -17,8 +17,8 @@ const struct fvm_cpu_msr *fvm_cpu_msrs(size_t *ret_count);
 const struct fvm_cpu_msr *fvm_cpu_msr_find(uint32_t index); /* NULL: not one that travels */
 
 /**
- * fvm_cpu_state_check - everything about a received CpusState that could not be on real hardware of that model, or does not
- * fit this VM, is refused. NULL parts included. Test: tests/unit/vm_cpu_check.c
+ * fvm_cpu_state_check - everything about a received CpusState that could not be on real hardware of that model, or
+ * does not fit this VM, is refused. NULL parts included. Test: tests/unit/vm_cpu_check.c
  */
 int fvm_cpu_state_check(const Fvm__CpusState *cpus, const struct fvm_cpu_model *model, unsigned cpu_count,
                         struct fvm_err *err);

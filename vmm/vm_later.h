@@ -1,6 +1,6 @@
 /*
- * vm_later.h - "do this soon, on the loop's thread", asked for from anywhere: the inside of a device call, a vCPU's thread.
- * Many askings before it runs are one. Safe to destroy while asked for: then it does not run.
+ * vm_later.h - "do this soon, on the loop's thread", asked for from anywhere: the inside of a device call, a vCPU's
+ * thread. Many askings before it runs are one. Safe to destroy while asked for: then it does not run.
  */
 #ifndef FVM_VMM_VM_LATER_H
 #define FVM_VMM_VM_LATER_H

@@ -15,8 +15,8 @@ void fvm_vm_stats(const struct fvm_vm *vm, FILE *out)
     fvm_engine_get_stats(vm->engine, &e);
     fprintf(out, "time: wall %.3f s, vcpu threads %.3f s, guest clock %.3f s, resets %llu\n", wall, cpu,
             (double)fvm_clock_ns(vm->clock) / 1e9, ull(vm->resets));
-    fprintf(out, "memory: %llu MiB configured, %llu MiB resident, dirty epoch %u\n", ull(vm->config->memory_bytes >> 20),
-            ull(fvm_ram_resident_bytes(vm->ram) >> 20), vm->ram->epoch);
+    fprintf(out, "memory: %llu MiB configured, %llu MiB resident, dirty epoch %u\n",
+            ull(vm->config->memory_bytes >> 20), ull(fvm_ram_resident_bytes(vm->ram) >> 20), vm->ram->epoch);
     fprintf(out,
             "translator: blocks %llu, instructions %llu, cache %llu KiB, cache flushes %llu, invalidations %llu, "
             "time %.3f s\n",
@@ -25,8 +25,8 @@ void fvm_vm_stats(const struct fvm_vm *vm, FILE *out)
     fprintf(out,
             "execution: exits %llu, single instructions %llu, helper calls %llu, slow memory %llu, mmio %llu, "
             "interrupts %llu, faults %llu, host signals %llu\n",
-            ull(e.exits), ull(e.exec_one), ull(e.helper_calls), ull(e.mem_slow), ull(e.mmio), ull(e.irqs), ull(e.faults),
-            ull(e.signals));
+            ull(e.exits), ull(e.exec_one), ull(e.helper_calls), ull(e.mem_slow), ull(e.mmio), ull(e.irqs),
+            ull(e.faults), ull(e.signals));
     fprintf(out, "exits by reason:");
     for (unsigned i = 0; i < FVM_EXIT_REASONS; i++)
         if (e.exits_by[i])
@@ -43,8 +43,8 @@ void fvm_vm_stats(const struct fvm_vm *vm, FILE *out)
                 "cpu%u: %.3f s; shadow %llu KiB: fills %llu (+%llu neighbours), write grants %llu, flushes %llu space "
                 "%llu all %llu page, revokes %llu, switches %llu, steals %llu\n",
                 i, (double)fvm_vcpu_cpu_ns(v) / 1e9, ull(fvm_shadow_bytes(v->shadow) >> 10), ull(s->fills),
-                ull(s->fill_neighbours), ull(s->write_grants), ull(s->flush_space), ull(s->flush_all), ull(s->flush_page),
-                ull(s->revokes), ull(s->switches), ull(s->steals));
+                ull(s->fill_neighbours), ull(s->write_grants), ull(s->flush_space), ull(s->flush_all),
+                ull(s->flush_page), ull(s->revokes), ull(s->switches), ull(s->steals));
     }
 }
 

@@ -1,9 +1,10 @@
 /*
  * vm_run.c - boot, run, pause, reset, power off: the machine as a whole changes its state here.
  *
- * The one danger: a vCPU that is asked to park may be inside a device access and wait for the board lock. Whoever waits for
- * it must therefore not hold that lock. On the loop's thread the lock is the guard around the running callback, so it is
- * given up while waiting (fvm_vm_guard_release) and taken back afterwards. Order of locks: op_lock, then board lock.
+ * The one danger: a vCPU that is asked to park may be inside a device access and wait for the board lock. Whoever
+ * waits for it must therefore not hold that lock. On the loop's thread the lock is the guard around the running
+ * callback, so it is given up while waiting (fvm_vm_guard_release) and taken back afterwards. Order of locks: op_lock,
+ * then board lock.
  *
  * Invariant: state RUNNING <=> clock runs, devices are resumed, vCPUs are not parked (as seen with op_lock held).
  */
@@ -56,7 +57,8 @@ void fvm_vm_on_loop(struct fvm_vm *vm, void (*fn)(struct fvm_vm *vm, void *arg),
         fn(vm, arg);
         return;
     }
-    struct hop hop = {.vm = vm, .fn = fn, .arg = arg, .lock = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER};
+    struct hop hop = {
+        .vm = vm, .fn = fn, .arg = arg, .lock = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER};
     fvm_assert(fvm_loop_post(vm->loop, hop_run, &hop) == 0);
     pthread_mutex_lock(&hop.lock);
     while (!hop.done)

@@ -1,8 +1,8 @@
 /*
  * vm_state.c - the processors' state as a message, and back: save, check, restore.
  *
- * What arrives is hostile until checked: a value that real hardware could not hold (a non-canonical base, PG without PE,
- * reserved bits in XCR0 or MXCSR) would otherwise become a fault of the host inside the code cache.
+ * What arrives is hostile until checked: a value that real hardware could not hold (a non-canonical base, PG without
+ * PE, reserved bits in XCR0 or MXCSR) would otherwise become a fault of the host inside the code cache.
  *
  * Invariant: restore after a check that said 0 cannot fail. Devices: board_pc.c does the same for each chip.
  */
@@ -204,7 +204,8 @@ static void check_op(struct fvm_vm *vm, void *arg)
     fvm_bus_unlock(vm->bus);
 }
 
-int fvm_vm_check_state(struct fvm_vm *vm, const Fvm__CpusState *cpus, const Fvm__DevicesState *devs, struct fvm_err *err)
+int fvm_vm_check_state(struct fvm_vm *vm, const Fvm__CpusState *cpus, const Fvm__DevicesState *devs,
+                       struct fvm_err *err)
 {
     struct check_op op = {.cpus = cpus, .devs = devs, .err = err};
     fvm_vm_on_loop(vm, check_op, &op);

@@ -9,8 +9,8 @@
 #define FVM_UNIX_PATH_MAX 108 /* sizeof(sun_path): names of at most 107 characters */
 
 /**
- * Non-blocking listening socket at `path`. A socket there that nobody answers is left over from a process that died and is
- * replaced; FVM_EBUSY if somebody answers, FVM_EEXIST if it is not a socket. The caller unlinks it in the end.
+ * Non-blocking listening socket at `path`. A socket there that nobody answers is left over from a process that died
+ * and is replaced; FVM_EBUSY if somebody answers, FVM_EEXIST if it is not a socket. The caller unlinks it in the end.
  */
 int fvm_unix_listen(const char *path, int *ret_fd, struct fvm_err *err);
 /** Blocking connection to `path`. */

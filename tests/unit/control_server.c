@@ -1,4 +1,5 @@
-/* control_server.c - the control socket against well-behaved, lazy and hostile clients; all in one thread, turn by turn. */
+/* control_server.c - the control socket against well-behaved, lazy and hostile clients; all in one thread, turn by
+ * turn. */
 #include <CUnit/Basic.h>
 #include <errno.h>
 #include <poll.h>
@@ -130,8 +131,9 @@ static void requests(void)
     say(&w, fd, "{\"cmd\":\"echo\",\"id\":1,");
     CU_ASSERT_STRING_EQUAL(hear(fd, buf, sizeof(buf)), "");
     say(&w, fd, "\"say\":1}\n{\"cmd\":\"echo\",\"id\":2,\"say\":2}\n");
-    CU_ASSERT_STRING_EQUAL(hear(fd, buf, sizeof(buf)),
-                           "{\"id\":1,\"ok\":true,\"result\":{\"said\":1}}\n{\"id\":2,\"ok\":true,\"result\":{\"said\":2}}\n");
+    CU_ASSERT_STRING_EQUAL(
+        hear(fd, buf, sizeof(buf)),
+        "{\"id\":1,\"ok\":true,\"result\":{\"said\":1}}\n{\"id\":2,\"ok\":true,\"result\":{\"said\":2}}\n");
     close(fd);
     end(&w);
 }
@@ -152,7 +154,8 @@ static void later(void)
     fvm_control_event(w.control, "moved", json_pack("{s:i}", "n", 5));
     shutdown(a, SHUT_WR); /* still waits for its answer */
     settle(&w);
-    CU_ASSERT_STRING_EQUAL(hear(a, buf, sizeof(buf)), "{\"id\":2,\"ok\":true,\"result\":{}}\n{\"n\":5,\"event\":\"moved\"}\n");
+    CU_ASSERT_STRING_EQUAL(hear(a, buf, sizeof(buf)),
+                           "{\"id\":2,\"ok\":true,\"result\":{}}\n{\"n\":5,\"event\":\"moved\"}\n");
     CU_ASSERT_FALSE(closed(a));
     fvm_control_reply(w.held[0], NULL);
     settle(&w);
@@ -167,8 +170,9 @@ static void later(void)
 
 static void garbage(void)
 {
-    static const char *const lines[] = {"hello\n", "[1,2]\n", "\"cmd\"\n", "{\"cmd\":}\n", "{\"a\":1,\"a\":2}\n", "\001\002\377\n",
-                                        "null\n", "{\"cmd\":\"echo\"\n"};
+    static const char *const lines[] = {
+        "hello\n",        "[1,2]\n", "\"cmd\"\n",          "{\"cmd\":}\n", "{\"a\":1,\"a\":2}\n",
+        "\001\002\377\n", "null\n",  "{\"cmd\":\"echo\"\n"};
     struct world w;
     char buf[4096];
     begin(&w);

@@ -20,12 +20,14 @@ static void whole(void)
 {
     struct fvm_run_options o;
     struct fvm_err err = {0};
-    CU_ASSERT_EQUAL_FATAL(
-        PARSE(&o, &err, "--kernel", "/vmlinuz", "--initrd=/i", "--append", "console=ttyS0 a=b", "--memory", "2G", "--cpus", "2",
-              "--cpu", "fvm64-v2", "--disk", "/d,readonly", "--net", "user,hostfwd=tcp:127.0.0.1:2222-:22", "--serial",
-              "unix:/tmp/s", "--control", "unix:/tmp/c", "--name", "web-1", "--id", "00112233445566778899aabbccddeeff", "--stats",
-              "--paused", "--trace", "exec,io", "--trace-file", "/t", "--single-insn", "--log-level", "debug", "--sandbox", "log",
-              "--on-reset", "stop", "--incoming", "tcp://127.0.0.1:9", "--no-rng"), 0);
+    CU_ASSERT_EQUAL_FATAL(PARSE(&o, &err, "--kernel", "/vmlinuz", "--initrd=/i", "--append", "console=ttyS0 a=b",
+                                "--memory", "2G", "--cpus", "2", "--cpu", "fvm64-v2", "--disk", "/d,readonly", "--net",
+                                "user,hostfwd=tcp:127.0.0.1:2222-:22", "--serial", "unix:/tmp/s", "--control",
+                                "unix:/tmp/c", "--name", "web-1", "--id", "00112233445566778899aabbccddeeff", "--stats",
+                                "--paused", "--trace", "exec,io", "--trace-file", "/t", "--single-insn", "--log-level",
+                                "debug", "--sandbox", "log", "--on-reset", "stop", "--incoming", "tcp://127.0.0.1:9",
+                                "--no-rng"),
+                          0);
     CU_ASSERT_STRING_EQUAL(o.config->kernel, "/vmlinuz");
     CU_ASSERT_STRING_EQUAL(o.config->append, "console=ttyS0 a=b");
     CU_ASSERT_EQUAL(o.config->memory_bytes, 2ull << 30);
@@ -82,8 +84,10 @@ static void client(void)
 {
     struct fvm_client_options o;
     struct fvm_err err = {0};
-    CU_ASSERT_EQUAL(fvm_args_parse_client(5, (char *[]){"fvm status", "--control", "unix:/c", "--json", "--timeout=5", NULL}, "x", &o,
-                                          &err), 0);
+    CU_ASSERT_EQUAL(
+        fvm_args_parse_client(5, (char *[]){"fvm status", "--control", "unix:/c", "--json", "--timeout=5", NULL}, "x",
+                              &o, &err),
+        0);
     CU_ASSERT_STRING_EQUAL(o.control, "/c");
     CU_ASSERT_TRUE(o.json);
     CU_ASSERT_EQUAL(o.timeout_ms, 5000);

@@ -10,8 +10,8 @@ static void sizes(void)
     static const struct { const char *text; uint64_t bytes; } good[] = {
         {"0", 0}, {"4096", 4096}, {"64K", 65536}, {"512M", 512ull << 20}, {"1G", 1ull << 30}, {"2g", 2ull << 30},
         {"3GiB", 3ull << 30}, {"1T", 1ull << 40}, {"16777215T", 16777215ull << 40}};
-    static const char *const bad[] = {"", "G", "-1", "+1", " 1", "1.5G", "1GB", "1 G", "16777216T", "99999999999999999999",
-                                      "1Q", "0x10", "1G "};
+    static const char *const bad[] = {
+        "", "G", "-1", "+1", " 1", "1.5G", "1GB", "1 G", "16777216T", "99999999999999999999", "1Q", "0x10", "1G "};
     for (size_t i = 0; i < FVM_ARRAY_SIZE(good); i++) {
         uint64_t n = 1;
         CU_ASSERT_EQUAL(fvm_config_parse_bytes(good[i].text, &n, NULL), 0);
@@ -37,7 +37,8 @@ static void disks(void)
     CU_ASSERT_STRING_EQUAL(c->disks[1]->path, "/odd,name");
     CU_ASSERT_TRUE(c->disks[1]->readonly);
     CU_ASSERT_STRING_EQUAL(c->disks[1]->serial, "S1");
-    static const char *const bad[] = {"", ",readonly", "/a,cache=none", "/a,serial=123456789012345678901", "/a,", "/a,format="};
+    static const char *const bad[] = {"",    ",readonly", "/a,cache=none", "/a,serial=123456789012345678901",
+                                      "/a,", "/a,format="};
     for (size_t i = 0; i < FVM_ARRAY_SIZE(bad); i++)
         CU_ASSERT_EQUAL(fvm_config_add_disk(c, bad[i], NULL), FVM_EINVAL);
     CU_ASSERT_EQUAL(c->n_disks, 2);
@@ -53,8 +54,10 @@ static void nets(void)
     Fvm__VmConfig *c = fvm_config_new();
     CU_ASSERT_EQUAL(fvm_config_add_net(c, "none", NULL), 0);
     CU_ASSERT_EQUAL(c->n_nets, 0);
-    CU_ASSERT_EQUAL(fvm_config_add_net(c, "user,hostfwd=tcp:127.0.0.1:2222-:22,mac=52:54:00:12:34:56,hostfwd=udp::53-10.0.2.15:5353",
-                                       NULL), 0);
+    CU_ASSERT_EQUAL(
+        fvm_config_add_net(
+            c, "user,hostfwd=tcp:127.0.0.1:2222-:22,mac=52:54:00:12:34:56,hostfwd=udp::53-10.0.2.15:5353", NULL),
+        0);
     CU_ASSERT_EQUAL_FATAL(c->n_nets, 1);
     CU_ASSERT_EQUAL_FATAL(c->nets[0]->n_forwards, 2);
     CU_ASSERT_EQUAL(c->nets[0]->mac.len, 6);
@@ -63,10 +66,21 @@ static void nets(void)
     CU_ASSERT_STRING_EQUAL(c->nets[0]->forwards[1]->host_addr, "127.0.0.1"); /* never all addresses by default */
     CU_ASSERT_STRING_EQUAL(c->nets[0]->forwards[1]->guest_addr, "10.0.2.15");
     CU_ASSERT_EQUAL(fvm_config_add_net(c, "switch:/run/sw.sock", NULL), 0);
-    static const char *const bad[] = {
-        "", "bridge", "switch:", "user,hostfwd=", "user,hostfwd=tcp:1-2", "user,hostfwd=tcp::0-:22", "user,hostfwd=tcp::65536-:22",
-        "user,hostfwd=tcp:a.b:1-:2", "user,hostfwd=icmp::1-:2", "user,mac=01:00:00:00:00:00", "user,mac=52:54:00:12:34",
-        "user,mac=52:54:00:12:34:5g", "user,what=1", "switch:/s,hostfwd=tcp::1-:2", "user,hostfwd=tcp::22-:22x"};
+    static const char *const bad[] = {"",
+                                      "bridge",
+                                      "switch:",
+                                      "user,hostfwd=",
+                                      "user,hostfwd=tcp:1-2",
+                                      "user,hostfwd=tcp::0-:22",
+                                      "user,hostfwd=tcp::65536-:22",
+                                      "user,hostfwd=tcp:a.b:1-:2",
+                                      "user,hostfwd=icmp::1-:2",
+                                      "user,mac=01:00:00:00:00:00",
+                                      "user,mac=52:54:00:12:34",
+                                      "user,mac=52:54:00:12:34:5g",
+                                      "user,what=1",
+                                      "switch:/s,hostfwd=tcp::1-:2",
+                                      "user,hostfwd=tcp::22-:22x"};
     for (size_t i = 0; i < FVM_ARRAY_SIZE(bad); i++)
         CU_ASSERT_EQUAL(fvm_config_add_net(c, bad[i], NULL), FVM_EINVAL);
     CU_ASSERT_EQUAL(c->n_nets, 2);

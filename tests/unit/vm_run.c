@@ -1,9 +1,10 @@
 /*
- * vm_run.c - a whole machine with a guest of a few instructions: run, pause, move its state to another machine in the same
- * process, the dirty log, and every way in which a guest ends or restarts itself.
+ * vm_run.c - a whole machine with a guest of a few instructions: run, pause, move its state to another machine in the
+ * same process, the dirty log, and every way in which a guest ends or restarts itself.
  *
- * The counting guest keeps n in EBP and in XMM1, writes n into one page of 1024 in order, expects to find n - 1024 there, and
- * prints a letter every 4096 rounds: a lost register, page or byte becomes a debug exit with 0x55 or a gap between letters.
+ * The counting guest keeps n in EBP and in XMM1, writes n into one page of 1024 in order, expects to find n - 1024
+ * there, and prints a letter every 4096 rounds: a lost register, page or byte becomes a debug exit with 0x55 or a gap
+ * between letters.
  */
 #include <CUnit/Basic.h>
 #include <stdlib.h>
@@ -267,7 +268,8 @@ static void moving(void)
         uint64_t ns = cpus->clock->guest_ns;
         fvm_vm_restore_state(to->vm, cpus, devs, 5000000);
         CU_ASSERT_EQUAL(fvm_vm_get_state(to->vm), FVM_VM_PAUSED);
-        CU_ASSERT_EQUAL(fvm_clock_ns(fvm_vm_clock(to->vm)), ns + 5000000); /* the blackout has passed for the guest, too */
+        CU_ASSERT_EQUAL(fvm_clock_ns(fvm_vm_clock(to->vm)),
+                        ns + 5000000); /* the blackout has passed for the guest, too */
         fvm__cpus_state__free_unpacked(cpus, NULL);
         fvm__devices_state__free_unpacked(devs, NULL);
         end(from);
@@ -311,7 +313,8 @@ static void dirty(void)
         turn(&m, printed(&m) + 1, TEN_SECONDS);
         CU_ASSERT_EQUAL(fvm_vm_pause(m.vm), 0);
         for (uint64_t pfn = newer = 0; pfn < ram->low_bytes >> FVM_PAGE_SHIFT; pfn++) {
-            bool changed = memcmp(copy + (pfn << FVM_PAGE_SHIFT), ram->base + (pfn << FVM_PAGE_SHIFT), FVM_PAGE_SIZE) != 0;
+            bool changed =
+                memcmp(copy + (pfn << FVM_PAGE_SHIFT), ram->base + (pfn << FVM_PAGE_SHIFT), FVM_PAGE_SIZE) != 0;
             wrong += changed && ram->version[pfn] <= mark;
             newer += ram->version[pfn] > mark;
         }
