@@ -74,15 +74,20 @@ def micro(results, best):
             print(LINE % (GROUPS[group], "", "", "", "", *map(ratio_text, mean)))
         means["all"] = tuple(geomean(r[i] for r in every) for i in range(3))
         print(LINE % ("all rows", "", "", "", "", *map(ratio_text, means["all"])))
-    for text in results.failures:
-        print("failed: " + text)
+    failed(results.failures)
     return means
 
 
-def plain(title, rows, unit):
-    """Rows {name: {machine: [values]}} in which less is better."""
+def failed(texts):
+    for text in texts:
+        print("failed: " + text)
+
+
+def plain(title, rows, units):
+    """Rows {name: {machine: [values]}} in which less is better; units by row, "" for the others."""
     head(title)
     for row, machines in rows.items():
+        unit = units.get(row, units[""])
         native, fvm, qemu = (middle(machines.get(m)) for m in ("native", "fvm", "qemu"))
         ratios = slower(fvm, native, unit), slower(qemu, native, unit), slower(qemu, fvm, unit)
         print(LINE % (row, *map(number, (native, fvm, qemu)), unit, *map(ratio_text, ratios)))

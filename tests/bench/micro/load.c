@@ -1,7 +1,8 @@
 /*
- * load.c - the other modes: watch for pauses, dirty memory at a rate, read a block device.
+ * load.c - the other modes: watch for pauses, beat, dirty memory at a rate, read a block device.
  *
- * What a guest does while it is moved: it sees its own pauses and says when they were.
+ * What a guest does while it is moved. It names the pauses that its own clock shows; as that clock may stand still in a
+ * pause, it can also beat, for somebody outside who has a clock.
  */
 #include "micro.h"
 
@@ -32,6 +33,17 @@ void micro_mode_jitter(double seconds, double min_ms)
         before = after;
     }
     printf("jitter gaps %ld worst %.1f ms sum %.1f ms\n", count, worst, sum);
+}
+
+void micro_mode_beat(double interval_ms, double seconds)
+{
+    struct timespec pause = {0, (long)(interval_ms * 1e6)};
+    double first = micro_now();
+    for (long n = 0; micro_now() - first < seconds; n++) {
+        printf("beat %ld\n", n);
+        fflush(stdout);
+        nanosleep(&pause, NULL);
+    }
 }
 
 struct dirty { /* one word in each page of a buffer, round and round */

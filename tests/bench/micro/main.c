@@ -27,6 +27,7 @@ static int usage(void)
     fputs("usage: micro list                         a line \"NAME GROUP ROW...\" per bench\n"
           "       micro all|NAME,NAME... [SCALE]      rows \"ROW VALUE UNIT\"\n"
           "       micro jitter SECONDS [MIN_MS]       every pause of this machine longer than MIN_MS (5)\n"
+          "       micro beat INTERVAL_MS SECONDS      a line per interval (below 1000), for a clock outside\n"
           "       micro dirty MIB MIB_PER_S SECONDS [random]   writes pages at a rate (0: flat out), names its pauses\n"
           "       micro blk DEVICE [SCALE]            random 4 KiB and sequential 1 MiB reads, O_DIRECT\n"
           "MICRO_PROGRAMS is the folder of the programs true and sh (default /bin).\n",
@@ -81,6 +82,10 @@ int main(int argc, char **argv)
         return list();
     if (!strcmp(mode, "jitter") && argc > 2) {
         micro_mode_jitter(atof(argv[2]), argc > 3 ? atof(argv[3]) : 5);
+        return 0;
+    }
+    if (!strcmp(mode, "beat") && argc > 3) {
+        micro_mode_beat(atof(argv[2]), atof(argv[3]));
         return 0;
     }
     if (!strcmp(mode, "dirty") && argc > 4) {

@@ -75,6 +75,7 @@ static inline void micro_barrier(void)
 
 /* The other modes (load.c). Each prints its own lines, see main.c's usage. */
 void micro_mode_jitter(double seconds, double min_ms);
+void micro_mode_beat(double interval_ms, double seconds);
 void micro_mode_dirty(struct micro *m, size_t mib, double mib_per_s, double seconds, int incompressible);
 int micro_mode_blk(struct micro *m, const char *device);
 
