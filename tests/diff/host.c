@@ -182,8 +182,6 @@ static void check_batch(struct bench *b, struct batch *t, unsigned half, struct 
         const struct diff_outcome *native = diff_native_result(b->native, half, k);
         if (native->end == DIFF_DISCARD) {
             b->discarded++;
-            if (getenv("DIFF_DEBUG"))
-                printf("discard vec %u rip %lx\n", native->vector, native->state.rip), diff_print(s, stdout);
             continue;
         }
         count_end(b, native);

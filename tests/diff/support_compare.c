@@ -57,14 +57,14 @@ void diff_image(const struct diff_request *req, const uint8_t *base, uint8_t *re
     memcpy(ret + req->code_off, req->code, req->code_len);
 }
 
-/* Arithmetic flags that a handler of a fault at instruction `at` could see and must find right. */
-static unsigned live_flags(const struct diff_seq *s, uint64_t rip)
+/* Arithmetic flags that matter to what follows the faulting instruction. */
+static unsigned live_flags(const struct diff_outcome *o)
 {
     unsigned pending = ARITH, live = 0;
-    uint64_t at = rip - DIFF_CODE - s->req.code_off;
-    while (at < s->req.code_len && pending) {
+    uint64_t at = o->state.rip - DIFF_CODE;
+    while (at < DIFF_CODE_PAGES * 4096 - 15 && pending) { /* the code as it is now: it may have changed itself */
         struct fvm_insn in;
-        if (fvm_decode(s->req.code + at, 15, 64, &in) != FVM_DECODE_OK)
+        if (fvm_decode(o->mem + at, 15, 64, &in) != FVM_DECODE_OK)
             return live;
         at += in.len;
         const ZydisAccessedFlags *f = in.z.cpu_flags;
@@ -160,27 +160,32 @@ static unsigned fault_code(const struct diff_outcome *o, bool kernel)
     unsigned code = o->code;
     if (o->vector != FVM_EXC_PF)
         return code;
-    if (o->cr2 >> 47)
+    if (o->cr2 >= 0x7ffffffff000)
         code |= 1;
     return kernel ? code | 4 : code;
 }
 
-static bool needs_alignment(const struct diff_seq *s, uint64_t rip)
+/* The instruction that faulted, as it was then. */
+static bool faulting(const struct diff_outcome *o, struct fvm_insn *ret)
+{
+    uint64_t at = o->state.rip - DIFF_CODE;
+    return at < DIFF_CODE_PAGES * 4096 - 15 && fvm_decode(o->mem + at, 15, 64, ret) == FVM_DECODE_OK;
+}
+
+static bool needs_alignment(const struct diff_outcome *o)
 {
     struct fvm_insn in;
-    uint64_t off = rip - DIFF_CODE - s->req.code_off;
-    return off < s->req.code_len && fvm_decode(s->req.code + off, 15, 64, &in) == FVM_DECODE_OK &&
+    return faulting(o, &in) &&
            ((in.z.meta.isa_set >= ZYDIS_ISA_SET_SSE && in.z.meta.isa_set <= ZYDIS_ISA_SET_SSSE3MMX) ||
             in.z.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX || in.z.meta.isa_set == ZYDIS_ISA_SET_AES ||
             in.z.meta.isa_set == ZYDIS_ISA_SET_PCLMULQDQ || in.z.meta.isa_set == ZYDIS_ISA_SET_CMPXCHG16B);
 }
 
 /* Operands of many words, whose parts a processor takes in an order of its own: cr2 may be anywhere in them. */
-static bool is_large(const struct diff_seq *s, uint64_t rip)
+static bool is_large(const struct diff_outcome *o)
 {
     struct fvm_insn in;
-    uint64_t off = rip - DIFF_CODE - s->req.code_off;
-    if (off >= s->req.code_len || fvm_decode(s->req.code + off, 15, 64, &in) != FVM_DECODE_OK)
+    if (!faulting(o, &in))
         return false;
     for (unsigned k = 0; k < in.z.operand_count; k++)
         if (in.ops[k].type == ZYDIS_OPERAND_TYPE_MEMORY && in.ops[k].size > 256)
@@ -196,6 +201,7 @@ static bool branch_to_nowhere(const struct diff_outcome *a, const struct diff_ou
 
 static void compare_end(struct report *r, const struct diff_seq *s, const struct diff_outcome *a, const struct diff_outcome *b)
 {
+    struct fvm_insn in;
     if (a->end != b->end) {
         differ(r, "native %s vector %u code %x cr2 %" PRIx64 " rip %" PRIx64 ", engine %s vector %u code %x cr2 %" PRIx64
                " rip %" PRIx64 "\n", a->end == DIFF_END ? "ended" : "fault", a->vector, a->code, a->cr2, a->state.rip,
@@ -209,14 +215,20 @@ static void compare_end(struct report *r, const struct diff_seq *s, const struct
         return;
     /* An address that is both misaligned and without rights: the processor finds the first, the engine the second. The same
      * with a pending x87 exception. */
-    if (a->vector == FVM_EXC_GP && (b->vector == FVM_EXC_PF || b->vector == FVM_EXC_SS) && needs_alignment(s, a->state.rip))
+    if (a->vector == FVM_EXC_GP && (b->vector == FVM_EXC_PF || b->vector == FVM_EXC_SS) && needs_alignment(a))
+        return;
+    /* Seen on AMD: a string operand whose offset is not canonical but whose address behind the segment base is. */
+    if (a->vector == FVM_EXC_GP && b->vector == FVM_EXC_PF && faulting(a, &in) &&
+        in.z.meta.category == ZYDIS_CATEGORY_STRINGOP && (in.z.attributes & ZYDIS_ATTRIB_HAS_SEGMENT))
         return;
     if (a->vector == FVM_EXC_MF && (b->vector == FVM_EXC_PF || b->vector == FVM_EXC_GP || b->vector == FVM_EXC_SS))
         return;
-    if (a->vector != b->vector || fault_code(a, s->kernel) != fault_code(b, s->kernel))
+    if (a->vector != b->vector || fault_code(a, s->kernel) != fault_code(b, s->kernel)) {
+        char t[128];
+        differ(r, "at %s\n", faulting(a, &in) ? fvm_decode_text(&in, a->state.rip, t, sizeof t) : "?");
         differ(r, "fault: native %u code %x cr2 %" PRIx64 ", engine %u code %x cr2 %" PRIx64 "\n", a->vector, a->code, a->cr2,
                b->vector, b->code, b->cr2);
-    else if (a->vector == FVM_EXC_PF && a->cr2 != b->cr2 && !(a->cr2 - b->cr2 + 512 < 1024 && is_large(s, a->state.rip)))
+    } else if (a->vector == FVM_EXC_PF && a->cr2 != b->cr2 && !(a->cr2 - b->cr2 + 512 < 1024 && is_large(a)))
         differ(r, "cr2: native %" PRIx64 " engine %" PRIx64 "\n", a->cr2, b->cr2);
 }
 
@@ -241,13 +253,16 @@ bool diff_equal(const struct diff_seq *s, const struct diff_outcome *a, const st
     text[0] = 0;
     if (a->end == DIFF_FAULT && b->end == DIFF_FAULT && branch_to_nowhere(a, b))
         return true;
+    struct fvm_insn in;
+    if (a->end == DIFF_FAULT && faulting(a, &in) && !diff_comparable(&in, s->kernel)) /* code that wrote itself anew */
+        return true;
     if (rep_overwritten(s, a) || rep_overwritten(s, b))
         return true;
     compare_end(&r, s, a, b);
     for (unsigned k = 0; k < 16; k++)
         if (a->state.regs[k] != b->state.regs[k])
             differ(&r, "%s: native %016" PRIx64 " engine %016" PRIx64 "\n", names[k], a->state.regs[k], b->state.regs[k]);
-    uint64_t flags = 0x400 | (a->end == DIFF_END ? ARITH : live_flags(s, a->state.rip));
+    uint64_t flags = 0x400 | (a->end == DIFF_END ? ARITH : live_flags(a));
     if ((a->state.rflags ^ b->state.rflags) & flags)
         differ(&r, "flags: native %03x engine %03x (compared: %03x)\n", (unsigned)a->state.rflags & 0xcd5,
                (unsigned)b->state.rflags & 0xcd5, (unsigned)flags);

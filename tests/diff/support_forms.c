@@ -51,7 +51,7 @@ static bool privileged(const struct fvm_insn *in)
 {
     return (in->z.attributes & ZYDIS_ATTRIB_IS_PRIVILEGED) || in->z.meta.category == ZYDIS_CATEGORY_IO ||
            in->z.meta.category == ZYDIS_CATEGORY_IOSTRINGOP || in->z.mnemonic == ZYDIS_MNEMONIC_CLI ||
-           in->z.mnemonic == ZYDIS_MNEMONIC_STI;
+           in->z.mnemonic == ZYDIS_MNEMONIC_STI || in->z.meta.category == ZYDIS_CATEGORY_SYSTEM;
 }
 
 bool diff_comparable(const struct fvm_insn *in, bool kernel)

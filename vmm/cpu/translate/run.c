@@ -9,6 +9,7 @@
 #include <stdlib.h>
 
 #include "base/log.h"
+#include "vmm/cpu/operand.h"
 #include "vmm/cpu/translate/engine.h"
 
 static void say(struct fvm_vcpu *v, unsigned what, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
@@ -192,6 +193,31 @@ static void fault_from_slots(struct fvm_vcpu *v, struct fvm_fault *f)
                             .cr2 = *fvm_slot(v, FVM_SLOT_FAULT_CR2)};
 }
 
+/* The host's trap at a redirected operand: #SS or #GP by the guest's registers, not by those that stood in for them; and
+ * an address all of whose elements are masked out is none. */
+static int trap_of_guest(struct fvm_vcpu *v, struct fvm_fault *f)
+{
+    struct fvm_insn in;
+    struct fvm_fault other;
+    fvm_gva va;
+    if ((f->vector != FVM_EXC_GP && f->vector != FVM_EXC_SS) || fvm_exec_fetch(v, &in, &other))
+        return FVM_FAULT;
+    if (fvm_insn_is_vmaskmov(&in))
+        return fvm_exec_one(v, f);
+    for (unsigned k = 0; k < in.z.operand_count; k++) {
+        const ZydisDecodedOperand *op = &in.ops[k];
+        if (op->type != ZYDIS_OPERAND_TYPE_MEMORY || op->mem.type != ZYDIS_MEMOP_TYPE_MEM ||
+            op->visibility != ZYDIS_OPERAND_VISIBILITY_EXPLICIT)
+            continue;
+        bool bit_string = in.z.meta.category == ZYDIS_CATEGORY_BITBYTE && in.ops[1].type == ZYDIS_OPERAND_TYPE_REGISTER;
+        if (fvm_operand_linear(v, &in, op, op->size / 8u, false, &va, &other))
+            f->vector = other.vector;
+        else if (bit_string && op->mem.segment == ZYDIS_REGISTER_SS)
+            f->vector = FVM_EXC_SS;
+    }
+    return FVM_FAULT;
+}
+
 /* 0, or FVM_FAULT with *f to deliver at v->rip */
 static int handle_exit(struct fvm_vcpu *v, struct fvm_fault *f)
 {
@@ -225,7 +251,7 @@ static int handle_exit(struct fvm_vcpu *v, struct fvm_fault *f)
         return FVM_FAULT;
     case FVM_EXIT_SIGNAL:
         fault_from_slots(v, f);
-        return FVM_FAULT;
+        return trap_of_guest(v, f);
     case FVM_EXIT_DEAD:
         if (arg & FVM_DEAD_INNER)
             fvm_recover_victims(v, &e->blocks[arg & ~FVM_DEAD_INNER]);

@@ -227,11 +227,14 @@ int fvm_exec_vmaskmov(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_
     unsigned n = in->z.mnemonic == ZYDIS_MNEMONIC_VMASKMOVPS || in->z.mnemonic == ZYDIS_MNEMONIC_VPMASKMOVD ? 4 : 8;
     unsigned bytes = in->z.avx.vector_length == 256 ? 32 : 16, r = vector_number(reg->reg.value);
     uint8_t data[32] = {0}, msk[32];
-    fvm_gva va;
+    fvm_gva va = 0;
     ymm_get(v, vector_number(mask->reg.value), msk);
     if (store)
         ymm_get(v, r, data);
-    if (fvm_operand_linear(v, in, mem, 1, store, &va, fault))
+    bool any = false;
+    for (unsigned k = 0; k < bytes; k += n)
+        any |= msk[k + n - 1] >> 7;
+    if (any && fvm_operand_linear(v, in, mem, 1, store, &va, fault))
         return FVM_FAULT;
     for (unsigned k = 0; k < bytes; k += n)
         if ((msk[k + n - 1] & 0x80) && (store ? fvm_vmem_probe(v, va + k, n, FVM_W, FVM_AS_CPL, fault)
