@@ -85,7 +85,7 @@ class Fvm:
     def command(self, guest, append, disk=None, more=()):
         c = [self.path, "run", "--kernel", guest.kernel, "--initrd", guest.initrd, "--memory", "%dM" % guest.memory,
              "--cpus", str(guest.cpus), "--append", append]
-        return c + (["--disk", disk] if disk else []) + list(more)
+        return c + (["--disk", disk + ",readonly"] if disk else []) + list(more)
 
 
 class Qemu:
@@ -100,10 +100,10 @@ class Qemu:
                                        check=True).stdout.split()[:4]) + ", -accel tcg -cpu max"
 
     def command(self, guest, append, disk=None, more=()):
-        c = [QEMU, "-accel", "tcg", "-cpu", "max", "-machine", "pc", "-nodefaults", "-no-user-config", "-display", "none",
-             "-no-reboot", "-serial", "stdio", "-device", "virtio-rng-pci", "-m", "%dM" % guest.memory, "-smp",
+        c = [QEMU, "-accel", "tcg", "-cpu", "max", "-machine", "pc", "-nodefaults", "-no-user-config", "-display",
+             "none", "-no-reboot", "-serial", "stdio", "-device", "virtio-rng-pci", "-m", "%dM" % guest.memory, "-smp",
              str(guest.cpus), "-kernel", guest.kernel, "-initrd", guest.initrd, "-append", append]
-        return c + (["-drive", "file=%s,format=raw,if=virtio" % disk] if disk else []) + list(more)
+        return c + (["-drive", "file=%s,format=raw,if=virtio,readonly=on" % disk] if disk else []) + list(more)
 
 
 class Guest:

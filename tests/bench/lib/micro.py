@@ -41,6 +41,7 @@ class Results:
         self.catalogue = catalogue
         self.values = {}
         self.failures = []
+        self.skipped = {}  # machine: rows that its processor cannot have
 
     def add(self, machine, line):
         words = line.split()
@@ -49,6 +50,9 @@ class Results:
         row, text, unit = words
         if text == "wrong":
             self.fail(machine, row, "a wrong result")
+            return
+        if text == "skip":
+            self.skipped.setdefault(machine, set()).add(row)
             return
         try:
             value = float(text)

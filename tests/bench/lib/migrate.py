@@ -1,9 +1,9 @@
 """A guest that dirties memory moves to a second process over loopback: fvm to fvm, QEMU TCG to QEMU TCG.
 
-Both are told the same limit for the blackout and no limit for the bandwidth. Two views of the blackout: what the machine
-reports, and the longest time without one of the guest's beats (every 2 ms) on either serial port, by this host's clock.
-The second includes all it takes to get going again, and whatever else the host was busy with: "silence_before" is the
-same in the two seconds before.
+Both are told the same limit for the blackout and no limit for the bandwidth. Two views of the blackout: what the
+machine reports, and the longest time without one of the guest's beats (every 2 ms) on either serial port, by this
+host's clock. The second includes all it takes to get going again, and whatever else the host was busy with:
+"silence_before" is the same in the two seconds before.
 """
 import json
 import os
@@ -126,8 +126,8 @@ def move_fvm(source, dest, port, work):
 
     record = "file:" + os.path.join(work, "record")  # the source makes it, so the source begins
     keys = [call(end, cmd="migrate-key")["public_key"] for end in (source, dest)]
-    call(source, cmd="migrate", self="a", to_name="b", to_addr="tcp://127.0.0.1:%d" % port, to_key=keys[1], record=record,
-         max_downtime_ms=DOWNTIME_MS, deadline_ms=LIMIT_S * 1000)
+    call(source, cmd="migrate", self="a", to_name="b", to_addr="tcp://127.0.0.1:%d" % port, to_key=keys[1],
+         record=record, max_downtime_ms=DOWNTIME_MS, deadline_ms=LIMIT_S * 1000)
     call(dest, cmd="incoming", self="b", allow=keys[0], record=record)
     report = source.wait(lambda m: m.get("event") == "migration-done")
     report = report.get("data", report)
@@ -172,7 +172,8 @@ def pair(machine, port, work):
 
 
 def once(machine, guest, work):
-    append = "console=ttyS0 quiet fvm.net=off fvm.run=dirty fvm.mib=%d fvm.rate=%d fvm.seconds=600" % (DIRTY_MIB, DIRTY_RATE)
+    append = "console=ttyS0 quiet fvm.net=off fvm.run=dirty fvm.seconds=600 fvm.mib=%d fvm.rate=%d" % (
+        DIRTY_MIB, DIRTY_RATE)
     port = free_port()
     sockets, extra, move = pair(machine, port, work)
     for path in sockets + [os.path.join(work, "record")]:

@@ -83,11 +83,15 @@ def failed(texts):
         print("failed: " + text)
 
 
-def plain(title, rows, units):
-    """Rows {name: {machine: [values]}} in which less is better; units by row, "" for the others."""
+def plain(title, rows, units, mean=False):
+    """Rows {name: {machine: [values]}}; units by row, "" for the others."""
     head(title)
+    every = []
     for row, machines in rows.items():
         unit = units.get(row, units[""])
         native, fvm, qemu = (middle(machines.get(m)) for m in ("native", "fvm", "qemu"))
         ratios = slower(fvm, native, unit), slower(qemu, native, unit), slower(qemu, fvm, unit)
         print(LINE % (row, *map(number, (native, fvm, qemu)), unit, *map(ratio_text, ratios)))
+        every.append(ratios)
+    if mean and every:
+        print(LINE % ("geometric mean", "", "", "", "", *(ratio_text(geomean(r[i] for r in every)) for i in range(3))))

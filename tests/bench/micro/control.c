@@ -1,9 +1,9 @@
 /*
- * control.c - control flow that cannot be predicted: an interpreter's dispatch, calls through pointers, random branches.
+ * control.c - control flow that is hard to predict: an interpreter's dispatch, calls through pointers, random branches.
  */
 #include "micro.h"
 
-/* A byte-code interpreter: indirect jumps with poor locality, as in perl or python. Returns the sum of its registers. */
+/* A byte-code interpreter: indirect jumps with poor locality, as in perl or python. Returns what it computed. */
 static uint64_t MICRO_NOINLINE interpret(const unsigned char *code, long times)
 {
     static const void *const labels[] = {&&add, &&sub, &&xor, &&shl, &&load, &&store, &&test, &&end};

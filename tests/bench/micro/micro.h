@@ -45,7 +45,7 @@ uint64_t micro_random(struct micro *m);
 /** micro_map - bytes of private anonymous zeroed memory; exits if there is none. munmap gives it back. */
 void *micro_map(size_t bytes);
 
-/** micro_print - one row. Returns when the terminal has it, so that no interrupt of it falls into the next measurement. */
+/** micro_print - one row. Returns when the terminal has it: its interrupts do not fall into the next measurement. */
 void micro_print(const char *row, double value, const char *unit);
 
 /** micro_print_ns, micro_print_us - a row: time per repetition since start. */
