@@ -76,6 +76,10 @@ int fvm_record_parse(const char *text, size_t len, struct fvm_ho_record *ret_rec
     no_dash(r.to);
     if (!fvm_ho_phase_parse(phase, &r.phase) || !parse_id(id, r.mig_id) || revision == 0 || !fvm_ho_record_valid(&r))
         return FVM_EBADIMAGE;
+    /* One record has one text: signs, leading zeros and blanks that sscanf lets pass are not ours. */
+    char same[RECORD_BYTES_MAX];
+    if (fvm_record_format(&r, revision, same, sizeof(same)) != (int)len || memcmp(same, text, len) != 0)
+        return FVM_EBADIMAGE;
     *ret_record = r;
     *ret_revision = revision;
     return 0;
