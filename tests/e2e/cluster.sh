@@ -14,7 +14,7 @@ cluster_make() { # node names
 node_start() { # name [option...]
     local name=$1
     shift
-    "$build/fvm-node" --name "$name" "$@" > "$work/node-$name.log" 2>&1 < /dev/null &
+    "$build/fvm-node" --name "$name" --fvm "$fvm" "$@" > "$work/node-$name.log" 2>&1 < /dev/null &
     node_pid[$name]=$!
     own $!
     wait_for 20 grep -q " node.up " "$work/node-$name.log"
