@@ -164,6 +164,8 @@ static bool settle(struct fvm_dest *d, struct fvm_err *err)
             fresh = fvm_record_swap(&d->opt.record, next_take, d, deadline, &d->record, err) == 0;
             break;
         case FVM_HO_DEST_ACTIVATE:
+            if (!taken_ns)
+                dest_phase(d, FVM_MIGRATE_RUN); /* the source waits for our RUN, or takes the guest back */
             taken_ns = taken_ns ? taken_ns : fvm_now_ns();
             if (!active)
                 active = vm->ops->storage_activate(vm->ctx, d->record.epoch, &refused) == 0;
@@ -214,5 +216,4 @@ static void take_and_run(struct fvm_dest *d)
     d->report.corrupt_batches = d->rx.corrupt;
     if (rc)
         fvm_err_set(&d->report.err, rc, 0, "migrate", "the guest is ours but does not start: %s", fvm_err_text(rc));
-    dest_phase(d, FVM_MIGRATE_RUN);
 }
