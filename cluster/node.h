@@ -219,6 +219,7 @@ void node_agent_repair(struct node *node);
 /* node_net.c */
 int node_net_open(struct node *node, const struct node_options *opt, struct fvm_err *err);
 void node_net_members(struct node *node); /* the members changed */
+void node_net_lease(struct node *node);   /* a new lease: what hung on the old one is claimed again */
 void node_net_close(struct node *node);
 void node_net_frame(struct node *node, const char *from, const uint8_t *frame, size_t len);
 const char *node_net_socket(const struct node *node);

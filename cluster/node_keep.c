@@ -49,9 +49,22 @@ static void write_file(const char *dir, const char *name, const char *text)
         fprintf(stderr, "fvm-node keeper: %s\n", err.text);
 }
 
+/* The daemon may be shielded from the out-of-memory killer; its guests are not. */
+static void unshield(void)
+{
+    char text[16] = "";
+    int fd = open("/proc/self/oom_score_adj", O_RDWR | O_CLOEXEC);
+    if (fd < 0)
+        return;
+    if (read(fd, text, sizeof(text) - 1) > 0 && text[0] == '-' && pwrite(fd, "0", 1, 0) < 0)
+        fprintf(stderr, "fvm-node keeper: oom_score_adj: %s\n", strerror(errno));
+    close(fd);
+}
+
 static void child(char *const *argv, int go)
 {
     char byte;
+    unshield();
     for (size_t i = 0; i < FVM_ARRAY_SIZE(ignored); i++)
         signal(ignored[i], SIG_DFL);
     sigset_t none;

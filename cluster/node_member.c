@@ -189,6 +189,8 @@ static int beat(struct node *node, struct fvm_err *err)
         if (rc == FVM_ENOENT) { /* we were stopped or starved for too long */
             fvm_log(WARN, "node.lease_lost", "after_ms=%llu", (unsigned long long)((now - node->renewed_ns) / 1000000));
             rc = take_name(node, err);
+            if (!rc)
+                node_net_lease(node);
         }
         if (!rc)
             node->renewed_ns = now;

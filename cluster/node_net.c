@@ -26,6 +26,7 @@ struct net_link {
 struct node_net {
     struct fvm_switch *sw;
     struct net_link *links;
+    bool gateway;
     char path[4200];
 };
 
@@ -114,6 +115,16 @@ static int claim_gateway(struct node *node, struct fvm_err *err)
     return fvm_store_cas(node->store, "/net/gateway", expect, node->name, strlen(node->name), node->lease, NULL, err);
 }
 
+void node_net_lease(struct node *node)
+{
+    struct fvm_err err = {0};
+    if (!node->net || !node->net->gateway || !claim_gateway(node, &err))
+        return;
+    fvm_log(ERROR, "net.gateway_lost", "why=\"%s\"", err.text);
+    (void)fvm_switch_set_gateway(node->net->sw, NULL, NULL);
+    node->net->gateway = false;
+}
+
 static int take_forward(const char *text, struct fvm_net_forward *ret, struct fvm_err *err)
 {
     Fvm__HostForward f = FVM__HOST_FORWARD__INIT;
@@ -141,6 +152,7 @@ static int open_gateway(struct node *node, const struct node_options *opt, struc
         rc = take_forward(opt->forwards[i], &forwards[i], err);
     if (!rc)
         rc = fvm_switch_set_gateway(node->net->sw, &net, err);
+    node->net->gateway = !rc;
     free(forwards);
     return rc;
 }

@@ -85,6 +85,9 @@ static int fail(const struct sqlite_store *s, const char *what, struct fvm_err *
 {
     int sys = s->db ? sqlite3_system_errno(s->db) : 0;
     const char *text = s->db ? sqlite3_errmsg(s->db) : "out of memory";
+    if (sys == ENOSPC || sys == EDQUOT)
+        return fvm_err_set(err, FVM_ENOSPC, sys, "cluster", "store %s: %s: no space left on its file system", s->path,
+                           what);
     switch (s->db ? sqlite3_errcode(s->db) : SQLITE_NOMEM) {
     case SQLITE_BUSY:
     case SQLITE_LOCKED:
