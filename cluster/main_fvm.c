@@ -2,8 +2,10 @@
  * main_fvm.c - the program `fvm`: finds the command. `fvm run` lives in fvm_run.c, the others in fvm_client.c.
  */
 #include <argp.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "cluster/fvm_migrate.h"
 
@@ -20,8 +22,20 @@ static void usage(FILE *out)
     fputs("\nfvm COMMAND --help tells the options of each. Full description: man fvm\n", out);
 }
 
+/* Started with 0, 1 or 2 closed, the next file opened would become "stdin": a disk with the guest's letters in it. */
+static void hold_standard_files(void)
+{
+    int fd;
+    do
+        fd = open("/dev/null", O_RDWR);
+    while (fd >= 0 && fd <= STDERR_FILENO);
+    if (fd >= 0)
+        close(fd);
+}
+
 int main(int argc, char **argv)
 {
+    hold_standard_files();
     if (argc < 2) {
         fputs("fvm: which command? fvm --help lists them\n", stderr);
         return fvm_err_exit_status(FVM_EINVAL);
