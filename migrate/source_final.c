@@ -271,7 +271,7 @@ void source_settle(struct fvm_source *s, const struct fvm_err *why)
             told = true;
         }
         /* A destination that took the guest and then vanished, or does not get it to run, loses it again. */
-        bool taken_too_long = (err.code && waited > SOURCE_DOWN_MS * 1000000ull) || waited > SOURCE_RUN_MS * 1000000ull;
+        bool taken_too_long = (err.code && waited > SOURCE_RUN_GONE_MS * 1000000ull) || waited > SOURCE_RUN_MS * 1000000ull;
         if (settle_once(s, give_up, taken_too_long))
             break;
         if (cancel && waited > 60000000000ull)

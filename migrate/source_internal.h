@@ -17,10 +17,12 @@ enum {
     SOURCE_PREPARE_MS = 20000,
     SOURCE_SILENT_MS = 10000,   /* nothing heard from the destination */
     SOURCE_DOWN_MS = 3000,      /* connection broken and not back */
+    SOURCE_DOWN_PAUSED_MS = 1000, /* the same while the guest stands still */
     SOURCE_STALL_MS = 30000,    /* pages in flight, no progress */
     SOURCE_PROBE_MS = 1000,
     SOURCE_TAKE_MS = 30000,     /* digest sent, not taken */
     SOURCE_RUN_MS = 15000,      /* taken, not running: hand back */
+    SOURCE_RUN_GONE_MS = 2000,  /* the same when nobody is there any more */
     SOURCE_RECORD_MS = 10000,
     SOURCE_REPAIRS_MAX = 3,
     SOURCE_ROUND_MIN_MS = 10,   /* a shorter round says nothing about rates */

@@ -200,7 +200,8 @@ static int check_peer(struct fvm_source *s, struct fvm_err *err)
     uint64_t now = fvm_now_ns();
     bool down = fvm_port_link(s->control) != FVM_PORT_UP || (s->bulk && fvm_port_link(s->bulk) != FVM_PORT_UP);
     s->down_ns = !down ? 0 : s->down_ns ? s->down_ns : now;
-    if (s->down_ns && now - s->down_ns > SOURCE_DOWN_MS * 1000000ull)
+    uint64_t patience = s->paused ? SOURCE_DOWN_PAUSED_MS : SOURCE_DOWN_MS;
+    if (s->down_ns && now - s->down_ns > patience * 1000000)
         return fvm_err_set(err, FVM_ECLOSED, 0, "migrate", "the connection to %s is broken", s->opt.to_addr);
     if (now > s->heard_ns && now - s->heard_ns > SOURCE_SILENT_MS * 1000000ull) /* while it prepares, heard_ns lies ahead */
         return fvm_err_set(err, FVM_ETIMEOUT, 0, "migrate", "the destination has been silent for %d s", SOURCE_SILENT_MS / 1000);
