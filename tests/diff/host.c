@@ -2,11 +2,11 @@
  * host.c - the proof of the engine against the host's own processor: random instruction sequences must leave the same
  * registers, flags, memory and faults in both.
  *
- *     diff_host [--seed S] [--count N] [--kind K] [--replay SEED] [--soak] [--show]
+ *     diff_host [--seed S] [--count N] [--kind K] [--replay SEED] [--reports N] [--soak]
  *
  * Each sequence runs natively once and in three engines: as it is (twice: cold, then with its blocks found, chained and in
  * the jump cache), one block at a time, one instruction at a time. A failing one is printed with its own seed, made
- * smaller by dropping instructions.
+ * smaller by dropping instructions. Every eighth batch another thread kicks the vCPU all the time.
  */
 #include <inttypes.h>
 #include <pthread.h>
@@ -29,6 +29,8 @@ struct bench {
     unsigned report_max;
     volatile uint64_t now_seed, progress; /* for the watchdog */
     volatile unsigned now_run;
+    volatile bool kicking; /* a thread disturbs the engines by requests and signals */
+    pthread_t self;
 };
 
 static struct diff_guest *guest_of(struct bench *b, unsigned run) { return b->guest[run < 2 ? 0 : run - 1]; }
@@ -49,6 +51,23 @@ static void *watchdog(void *arg)
     }
 }
 
+/* A request may come at any instruction and must change nothing. */
+static void *kicker(void *arg)
+{
+    struct bench *b = arg;
+    struct diff_rng r = {1};
+    for (;;) {
+        if (!b->kicking) {
+            usleep(1000);
+            continue;
+        }
+        diff_guest_kick(guest_of(b, b->now_run), (unsigned long)b->self);
+        for (unsigned k = diff_below(&r, 2000); k; k--)
+            __builtin_ia32_pause();
+    }
+    return NULL;
+}
+
 /* Which run differs from the native result: 0..RUNS-1, or RUNS if none does. */
 static unsigned run_all(struct bench *b, const struct diff_seq *s, const struct diff_outcome *native, unsigned from, unsigned to,
                         char *text, size_t size)
@@ -58,7 +77,7 @@ static unsigned run_all(struct bench *b, const struct diff_seq *s, const struct 
         b->now_seed = s->seed;
         b->progress++;
         diff_guest_run(guest_of(b, run), &s->req, s->kernel, b->out);
-        if (b->out->end == DIFF_LIMIT && run >= 2) /* a very long loop, block by block */
+        if (b->out->end == DIFF_LIMIT && (run >= 2 || b->kicking)) /* a very long loop, block by block */
             continue;
         if (!diff_equal(s, native, b->out, text, size))
             return run;
@@ -147,7 +166,9 @@ static int bench_init(struct bench *b)
     for (unsigned m = 0; m < 3; m++)
         if (diff_guest_create(m == 0 ? DIFF_NORMAL : m == 1 ? DIFF_SINGLE_BLOCK : DIFF_SINGLE_INSN, base, &b->guest[m]))
             return -1;
-    return pthread_create(&t, NULL, watchdog, b) || pthread_detach(t) ? -1 : 0;
+    b->self = pthread_self();
+    return pthread_create(&t, NULL, watchdog, b) || pthread_detach(t) || pthread_create(&t, NULL, kicker, b) ||
+           pthread_detach(t) ? -1 : 0;
 }
 
 static void replay(struct bench *b, uint64_t seed, int kind)
@@ -215,7 +236,7 @@ static void run_many(struct bench *b, uint64_t seed, uint64_t count, int kind, b
 {
     struct batch t[2];
     struct diff_seq *failures[DIFF_BATCH];
-    unsigned failure_count;
+    unsigned failure_count, round = 0;
     uint64_t done = 0;
     for (unsigned h = 0; h < 2; h++)
         t[h].seqs = calloc(DIFF_BATCH, sizeof(struct diff_seq));
@@ -230,10 +251,12 @@ static void run_many(struct bench *b, uint64_t seed, uint64_t count, int kind, b
             done += t[h].count;
             diff_native_submit(b->native, h, t[h].count);
         }
+        b->kicking = ++round % 8 == 0;
         for (unsigned h = 0; h < 2; h++) {
             diff_native_wait(b->native, h);
             check_batch(b, &t[h], h, failures, &failure_count);
         }
+        b->kicking = false;
         look_at(b, failures, failure_count);
         if (soak && done % 102400 == 0)
             printf("%" PRIu64 " sequences, %" PRIu64 " failed\n", done, b->failed), fflush(stdout);

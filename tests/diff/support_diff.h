@@ -28,6 +28,7 @@
 #define DIFF_HIGH 0x222200000000ull
 #define DIFF_STACK 0x30000000ull
 #define DIFF_XSAVE 832
+#define DIFF_XSAVE_AREA (DIFF_DATA + 0x7400) /* where sequences save and restore vectors */
 #define DIFF_CODE_MAX 2048
 #define DIFF_INSNS_MAX 64
 #define DIFF_POKES 24
@@ -73,7 +74,7 @@ extern const char *const diff_kind_names[DIFF_KIND_COUNT];
 
 enum diff_fix { DIFF_FIX_NONE, DIFF_FIX_REL, DIFF_FIX_ABS };
 struct diff_insn {
-    uint8_t bytes[15], len;
+    uint8_t bytes[20], len; /* one instruction, or a few that belong together */
     uint8_t fix, fix_at, fix_size; /* REL: from the instruction's end; sizes 1, 4, 8 */
     int16_t label;                 /* instruction that the fix points to, -1: `target` is an address */
     int64_t target;                /* address, or bytes to add to the label's */
@@ -126,6 +127,8 @@ int diff_guest_create(enum diff_mode mode, const uint8_t *base, struct diff_gues
 void diff_guest_destroy(struct diff_guest **g_p);
 void diff_guest_run(struct diff_guest *g, const struct diff_request *req, bool kernel, struct diff_outcome *ret);
 struct fvm_vcpu *diff_guest_vcpu(struct diff_guest *g);
+/** One request and signal to the calling process' thread that runs g, as another thread of a VM would send. */
+void diff_guest_kick(struct diff_guest *g, unsigned long thread);
 
 /* ---- support_compare.c ---- */
 /** true if equal; else the first differences in text. */

@@ -518,6 +518,25 @@ static void add_popf(struct gen *g)
     add(g, both, 6);
 }
 
+/*
+ * xsave, xrstor, fxsave, fxrstor at the one address where unstable fields are not compared. Not xsaveopt: what it leaves out
+ * is up to the processor.
+ */
+static void add_xsave(struct gen *g)
+{
+    static const uint8_t ext[8] = {4, 4, 5, 5, 5, 4, 0, 1};
+    uint32_t at = (uint32_t)DIFF_XSAVE_AREA + (diff_chance(&g->r, 5) ? 8 : 0);
+    if (g->reserved & (1u << FVM_RAX | 1u << FVM_RDX))
+        return;
+    /* one unit: mov eax, mask; mov edx, 0; xsave64 [at] */
+    uint8_t b[19] = {0xb8, (uint8_t)(diff_chance(&g->r, 60) ? 7 : diff_below(&g->r, 8)), 0, 0, 0, 0xba, 0, 0, 0, 0,
+                     (uint8_t)(diff_chance(&g->r, 70) ? 0x48 : 0x40), 0x0f, 0xae, (uint8_t)(ext[diff_below(&g->r, 8)] << 3 | 4),
+                     0x25};
+    memcpy(b + 15, &at, 4);
+    add(g, b, 19);
+    g->known &= ~(1u << FVM_RAX | 1u << FVM_RDX);
+}
+
 static void popf_or_branch(struct gen *g, const struct diff_form *f)
 {
     if (f->mnemonic == ZYDIS_MNEMONIC_POPF || f->mnemonic == ZYDIS_MNEMONIC_POPFQ)
@@ -763,6 +782,8 @@ void diff_gen(struct diff_seq *s, uint64_t seed, int kind)
             open_loop(&g);
         if (diff_chance(&g.r, s->kind == DIFF_KIND_BRANCH ? 25 : 4))
             add_branch(&g);
+        else if (s->kind != DIFF_KIND_INT && s->kind != DIFF_KIND_MEM && diff_chance(&g.r, 3))
+            add_xsave(&g);
         else if (s->kind == DIFF_KIND_SMC && diff_chance(&g.r, 25))
             add_smc(&g);
         else
@@ -797,10 +818,12 @@ void diff_print(const struct diff_seq *s, FILE *out)
         fprintf(out, "  %08x ", (unsigned)(DIFF_CODE + s->at[k]));
         for (unsigned b = 0; b < 12; b++)
             fprintf(out, b < s->insns[k].len ? "%02x" : "  ", p[b]);
-        if (fvm_decode(p, 15, 64, &in) == FVM_DECODE_OK)
-            fprintf(out, "  %s\n", fvm_decode_text(&in, DIFF_CODE + s->at[k], text, sizeof text));
-        else
-            fprintf(out, "  (undecodable)\n");
+        for (unsigned o = 0; o < s->insns[k].len; o += in.len) {
+            if (fvm_decode(p + o, 15, 64, &in) != FVM_DECODE_OK)
+                break;
+            fprintf(out, "  %s", fvm_decode_text(&in, DIFF_CODE + s->at[k] + o, text, sizeof text));
+        }
+        fputc('\n', out);
     }
     fprintf(out, "  %08x end\n", (unsigned)(DIFF_CODE + s->at[s->n]));
 }

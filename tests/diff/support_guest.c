@@ -5,12 +5,15 @@
  * fvm_ram_write, as a device would: so code that did not change stays translated (chained, cached) between runs, and
  * code that did is dropped the way it is in a running VM.
  */
+#include <pthread.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "tests/diff/support_diff.h"
 #include "vmm/cpu/descriptor.h"
 #include "vmm/cpu/system.h"
+#include "vmm/cpu/translate/engine.h"
 #include "vmm/cpu/vcpu.h"
 
 #define RAM_BYTES (16ull << 20)
@@ -128,6 +131,12 @@ void diff_guest_destroy(struct diff_guest **g_p)
 }
 
 struct fvm_vcpu *diff_guest_vcpu(struct diff_guest *g) { return g->v; }
+
+void diff_guest_kick(struct diff_guest *g, unsigned long thread)
+{
+    __atomic_or_fetch(&g->v->request, FVM_REQ_WAKE, __ATOMIC_SEQ_CST);
+    pthread_kill((pthread_t)thread, FVM_KICK_SIGNAL);
+}
 
 static void load_memory(struct diff_guest *g, const struct diff_request *req)
 {
