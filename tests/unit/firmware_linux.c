@@ -186,6 +186,11 @@ static void test_refusals(void)
     make_kernel();
     k = image(file, 0x220, "short");
     refused(fvm_linux_load(ram, &k, NULL, "", &s, &err), &err, "truncated");
+    make_kernel();
+    put(0x1f4, (FILE_BYTES - SETUP) / 16 + 1, 4);
+    refused(load(64 << 20, NULL, "", &s, &err), &err, "truncated");
+    put(0x1f4, (FILE_BYTES - SETUP) / 16, 4);
+    CU_ASSERT_EQUAL(load(64 << 20, NULL, "", &s, &err), 0);
     free(append);
 }
 
@@ -224,6 +229,40 @@ static void test_not_a_kernel(void)
     refused(fvm_boot_load(ram, &o, &s, &err), &err, "regular file");
     o.kernel = "";
     refused(fvm_boot_load(ram, &o, &s, &err), &err, "--kernel");
+}
+
+/* A cut initrd is refused at every length; whole ones, several in a row and unknown formats pass. */
+static void test_initrds(void)
+{
+    static const char entry[] = "070701%08x" /* inode */ "%032d" /* mode to mtime */ "%08d" "%08x" /* size */ "%032d" "%08x" "%08d%s";
+    char text[512], again[1024];
+    struct fvm_err err;
+    size_t first, len;
+
+    first = (size_t)sprintf(text, entry, 1u, 0, 0, 5u, 0, 6u, 0, "/init");
+    CU_ASSERT_EQUAL_FATAL(first, 115);
+    memcpy(text + first, "\0hello\0\0", 9); /* name's end at 116, no padding; data and padding to 124 */
+    len = 124;
+    for (size_t n = 6; n < 121; n++) {
+        struct fvm_boot_image k = image(text, n, "cut");
+        refused(fvm_initrd_check(&k, &err), &err, "truncated");
+    }
+    for (size_t n = 121; n <= len; n++) {
+        struct fvm_boot_image k = image(text, n, "whole");
+        CU_ASSERT_EQUAL(fvm_initrd_check(&k, &err), 0);
+    }
+    memcpy(again, text, len);
+    memset(again + len, 0, 512);
+    memcpy(again + 512, "\xfd" "7zXZ\0 something YZ\0\0\0\0", 24);
+    struct fvm_boot_image xz = image(again, 536, "xz"), cut = image(again, 530, "cut"), other = image("some disk", 9, "disk");
+    CU_ASSERT_EQUAL(fvm_initrd_check(&xz, &err), 0);
+    CU_ASSERT_EQUAL(fvm_initrd_check(&other, &err), 0);
+    refused(fvm_initrd_check(&cut, &err), &err, "truncated");
+    memset(text + 54, 'f', 8); /* a size of 4 GiB */
+    struct fvm_boot_image large = image(text, len, "large");
+    refused(fvm_initrd_check(&large, &err), &err, "truncated");
+    memset(text + 54, 'g', 8); /* no number */
+    refused(fvm_initrd_check(&large, &err), &err, "truncated");
 }
 
 static void test_hostile_headers(void)
@@ -296,6 +335,7 @@ int main(void)
     CU_add_test(s, "relocated, 32-bit, old protocol, high RAM", test_variants);
     CU_add_test(s, "refusals", test_refusals);
     CU_add_test(s, "files that are no kernel", test_not_a_kernel);
+    CU_add_test(s, "initrds", test_initrds);
     CU_add_test(s, "hostile headers", test_hostile_headers);
     CU_add_test(s, "real kernels", test_real_kernels);
     CU_basic_set_mode(CU_BRM_VERBOSE);

@@ -84,6 +84,14 @@ void fvm_boot_image_close(struct fvm_boot_image *image);
 /** What a file that is no kernel looks like: "a gzip file", "an ELF file without a multiboot header"... Never NULL. */
 const char *fvm_boot_image_guess(const struct fvm_boot_image *image);
 
+/**
+ * fvm_initrd_check - refuse an initrd that visibly ends too early: a cpio archive cut inside an entry, an xz file
+ * without its footer. What it does not know (other compressions, disk images) passes: the guest's kernel judges it.
+ *
+ * Returns 0 or FVM_EBADIMAGE with err filled. Pure. Test: tests/unit/firmware_linux.c
+ */
+int fvm_initrd_check(const struct fvm_boot_image *initrd, struct fvm_err *err);
+
 /* ---- linux_boot.c, multiboot.c: one loader each ---- */
 bool fvm_linux_is_kernel(const struct fvm_boot_image *image);
 int fvm_linux_load(struct fvm_ram *ram, const struct fvm_boot_image *kernel, const struct fvm_boot_image *initrd,

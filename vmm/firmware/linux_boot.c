@@ -16,6 +16,7 @@
 
 enum { /* offsets in the file and in the zero page alike */
        H_SETUP_SECTS = 0x1f1,
+       H_SYSSIZE = 0x1f4,
        H_BOOT_FLAG = 0x1fe,
        H_JUMP = 0x201,
        H_MAGIC = 0x202,
@@ -85,6 +86,7 @@ bool fvm_linux_is_kernel(const struct fvm_boot_image *image)
 static int parse_header(const struct fvm_boot_image *k, struct header *h, struct fvm_err *err)
 {
     const uint8_t *b = k->bytes;
+    uint64_t told;
 
     if (k->len < H_END_MAX)
         return fvm_err_set(err, FVM_EBADIMAGE, 0, "firmware", "%s is truncated: it ends inside the setup header",
@@ -103,6 +105,10 @@ static int parse_header(const struct fvm_boot_image *k, struct header *h, struct
                            "%s is truncated: the kernel begins at byte %" PRIu64 " of %" PRIu64, k->path,
                            h->setup_bytes, k->len);
     h->kernel_bytes = k->len - h->setup_bytes;
+    told = h->setup_bytes + (uint64_t)get32(b, H_SYSSIZE) * 16;
+    if (k->len < told) /* more is well: a signature may follow */
+        return fvm_err_set(err, FVM_EBADIMAGE, 0, "firmware",
+                           "%s is truncated: it has %" PRIu64 " bytes and needs %" PRIu64, k->path, k->len, told);
     h->initrd_max = get32(b, H_INITRD_MAX);
     h->cmdline_max = get32(b, H_CMDLINE_SIZE);
     h->alignment = get32(b, H_ALIGNMENT);
@@ -155,6 +161,9 @@ static int put_initrd(struct fvm_ram *ram, const struct header *h, uint64_t kern
                            "initrd %s (%" PRIu64
                            " KiB) does not fit in memory beside the kernel: give the VM more memory",
                            initrd->path, (initrd->len + 1023) >> 10);
+    r = fvm_initrd_check(initrd, err);
+    if (r)
+        return r;
     base = FVM_ALIGN_DOWN(top - initrd->len, FVM_PAGE_SIZE);
     r = fvm_ram_write(ram, base, initrd->bytes, initrd->len);
     put32(zero_page, H_RAMDISK, (uint32_t)base);
