@@ -35,13 +35,12 @@ void fvm_run_end(struct fvm_run *run, int status)
 
 /* ---- what the guest does ---- */
 
+/* The report first, the line that says what happened last, where it is seen. */
 static void on_crash(struct fvm_run *run, const char *why)
 {
     fvm_terminal_restore();
-    bool verbose = fvm_log_enabled(FVM_LOG_INFO);
-    if (verbose)
-        fvm_vm_dump(run->vm, stderr);
-    fprintf(stderr, "fvm: the guest crashed: %s%s\n", why, verbose ? "" : " (--log-level info shows the registers)");
+    fvm_vm_dump(run->vm, stderr);
+    fprintf(stderr, "fvm: the guest crashed: %s\n", why);
     fvm_run_end(run, fvm_err_exit_status(FVM_EGUEST));
 }
 
