@@ -25,12 +25,12 @@ struct fvm_run_migration { /* loop's thread */
     struct fvm_vm_machine *machine;
     struct fvm_source *source;
     struct fvm_dest *dest;
-    struct fvm_memory *memory; /* of the last attempt, so that a retry need not send all again */
+    struct fvm_memory *memory;           /* of the last attempt, so that a retry need not send all again */
     struct fvm_record_store real_record; /* behind a fault */
     char allow[FVM_PORT_KEY_CHARS + 1];
     char self[FVM_HO_NAME_MAX + 1]; /* our name in the record, and where that is: as given last, else made up here */
     char record_spec[4200];         /* "file:PATH" */
-    bool unknown; /* the last one ended without knowing who owns the guest */
+    bool unknown;                   /* the last one ended without knowing who owns the guest */
 };
 
 struct post { /* from the migration's thread to the loop */
@@ -269,7 +269,8 @@ int fvm_migrate_may_run(const struct fvm_run *run, struct fvm_err *err)
     if (busy(run))
         return room_err(err, FVM_ESTATE, "a migration is going on: it decides where the guest runs; cancel it first");
     if (run->migration && run->migration->unknown)
-        return room_err(err, FVM_ESTATE, "it is not known who owns the guest: the record could not be read; migrate again or quit");
+        return room_err(err, FVM_ESTATE,
+                        "it is not known who owns the guest: the record could not be read; migrate again or quit");
     return 0;
 }
 
@@ -283,8 +284,8 @@ static void command_key(void *ctx, struct fvm_control_call *call, const json_t *
     if (need(run, &err))
         fvm_control_fail(call, &err);
     else
-        fvm_control_reply(call, json_pack("{s:s, s:s, s:s}", "public_key", run->migration->keys.public_key, "self", run->migration->self,
-                                          "record", run->migration->record_spec));
+        fvm_control_reply(call, json_pack("{s:s, s:s, s:s}", "public_key", run->migration->keys.public_key, "self",
+                                          run->migration->self, "record", run->migration->record_spec));
 }
 
 static int read_limits(const json_t *request, struct fvm_source_options *o, struct fvm_err *err)

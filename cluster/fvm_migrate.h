@@ -11,7 +11,8 @@
  *   {"cmd":"migrate-cancel"}                             -> {"asked":true}
  *
  * RECORD says where the hand-over record is: "store":URL,"vm":NAME (a cluster's), or "record":"file:PATH" (two
- * processes on one machine; the source makes the file). Without a cluster, "self" and "record" are those that migrate-key tells.
+ * processes on one machine; the source makes the file). Without a cluster, "self" and "record" are those that
+ * migrate-key tells.
  *
  * Events to every client: {"event":"migration","phase":...} while it goes on, at the end one {"event":"migration-done",
  * "outcome":"moved|stayed|unknown","error":TEXT, ...report}. A source whose guest moved ends with status 0. Units are

@@ -6,8 +6,9 @@
  *      B:    incoming{allow A's key}         -> address, key
  *      A:    migrate{address, key}           -> events until migration-done
  *
- * B was started with `fvm run --incoming tcp://127.0.0.1:* --control unix:B` and the same machine. Between hosts the cluster does this.
- * Invariant: Ctrl-C asks for cancellation and goes on watching; what it prints at the end is what the source said.
+ * B was started with `fvm run --incoming tcp://127.0.0.1:* --control unix:B` and the same machine. Between hosts the
+ * cluster does this. Invariant: Ctrl-C asks for cancellation and goes on watching; what it prints at the end is what
+ * the source said.
  */
 #include <argp.h>
 #include <errno.h>
@@ -65,17 +66,28 @@ static error_t on_option(int key, char *arg, struct argp_state *state)
 {
     struct client *c = state->input;
     switch (key) {
-    case O_CONTROL: return strip(c, "control", arg, &c->control) ? EINVAL : 0;
-    case O_TO: return strip(c, "to", arg, &c->to) ? EINVAL : 0;
-    case O_MAX_DOWNTIME: return whole(c, "max-downtime", arg, &c->max_downtime_ms) ? EINVAL : 0;
-    case O_DEADLINE: return whole(c, "deadline", arg, &c->deadline_s) ? EINVAL : 0;
-    case O_ON_MISS: c->on_miss = arg; return 0;
-    case O_DRY_RUN: c->dry_run = true; return 0;
-    case O_JSON: c->json = true; return 0;
+    case O_CONTROL:
+        return strip(c, "control", arg, &c->control) ? EINVAL : 0;
+    case O_TO:
+        return strip(c, "to", arg, &c->to) ? EINVAL : 0;
+    case O_MAX_DOWNTIME:
+        return whole(c, "max-downtime", arg, &c->max_downtime_ms) ? EINVAL : 0;
+    case O_DEADLINE:
+        return whole(c, "deadline", arg, &c->deadline_s) ? EINVAL : 0;
+    case O_ON_MISS:
+        c->on_miss = arg;
+        return 0;
+    case O_DRY_RUN:
+        c->dry_run = true;
+        return 0;
+    case O_JSON:
+        c->json = true;
+        return 0;
     case ARGP_KEY_ARG:
         fvm_err_set(&c->err, FVM_EINVAL, 0, "migrate", "\"%.60s\" is not an option; --help lists them", arg);
         return EINVAL;
-    default: return ARGP_ERR_UNKNOWN;
+    default:
+        return ARGP_ERR_UNKNOWN;
     }
 }
 
@@ -85,10 +97,7 @@ static const char *word(const json_t *o, const char *key)
     return s ? s : "";
 }
 
-static double number(const json_t *o, const char *key)
-{
-    return (double)json_integer_value(json_object_get(o, key));
-}
+static double number(const json_t *o, const char *key) { return (double)json_integer_value(json_object_get(o, key)); }
 
 /* ---- what happens, shown ---- */
 
@@ -99,9 +108,10 @@ static void show_progress(const struct client *c, const json_t *e)
     double memory = number(e, "memory_bytes"), left = number(e, "remaining_bytes");
     double part = memory > 0 && left <= memory ? 1 - left / memory : 0;
     int filled = (int)(part * 24);
-    printf("\r\033[K%-8s [%.*s%.*s] round %d  %.1f MiB left  %.0f MiB/s  dirty %.1f MiB/s  downtime %.0f ms  owner %s", word(e, "phase"), filled,
-           "########################", 24 - filled, "........................", (int)number(e, "round"), left / 1048576,
-           number(e, "rate_bytes") / 1048576, number(e, "dirty_rate_bytes") / 1048576, number(e, "predicted_downtime_ns") / 1e6, word(e, "owner"));
+    printf("\r\033[K%-8s [%.*s%.*s] round %d  %.1f MiB left  %.0f MiB/s  dirty %.1f MiB/s  downtime %.0f ms  owner %s",
+           word(e, "phase"), filled, "########################", 24 - filled, "........................",
+           (int)number(e, "round"), left / 1048576, number(e, "rate_bytes") / 1048576,
+           number(e, "dirty_rate_bytes") / 1048576, number(e, "predicted_downtime_ns") / 1e6, word(e, "owner"));
     if (word(e, "text")[0])
         printf("\n%s\n", word(e, "text"));
     fflush(stdout);
@@ -113,11 +123,13 @@ static void show_done(const struct client *c, const json_t *e)
         printf("\r\033[K");
     if (strcmp(word(e, "outcome"), "moved"))
         return;
-    printf("moved: blackout %.1f ms, total %.2f s, %.1f MiB sent of %.0f MiB, %d round%s, %s\n", number(e, "blackout_ns") / 1e6,
-           number(e, "total_ns") / 1e9, number(e, "sent_bytes") / 1048576, number(e, "memory_bytes") / 1048576, (int)number(e, "rounds"),
-           number(e, "rounds") > 1 ? "s" : "", json_is_true(json_object_get(e, "verified")) ? "memory verified" : "memory NOT verified");
-    printf("  prepare %.1f ms, pre-copy %.1f ms, final %.1f ms, hand-over %.1f ms; predicted downtime %.1f ms\n", number(e, "prepare_ns") / 1e6,
-           number(e, "precopy_ns") / 1e6, number(e, "final_ns") / 1e6, number(e, "handover_ns") / 1e6, number(e, "predicted_downtime_ns") / 1e6);
+    printf("moved: blackout %.1f ms, total %.2f s, %.1f MiB sent of %.0f MiB, %d round%s, %s\n",
+           number(e, "blackout_ns") / 1e6, number(e, "total_ns") / 1e9, number(e, "sent_bytes") / 1048576,
+           number(e, "memory_bytes") / 1048576, (int)number(e, "rounds"), number(e, "rounds") > 1 ? "s" : "",
+           json_is_true(json_object_get(e, "verified")) ? "memory verified" : "memory NOT verified");
+    printf("  prepare %.1f ms, pre-copy %.1f ms, final %.1f ms, hand-over %.1f ms; predicted downtime %.1f ms\n",
+           number(e, "prepare_ns") / 1e6, number(e, "precopy_ns") / 1e6, number(e, "final_ns") / 1e6,
+           number(e, "handover_ns") / 1e6, number(e, "predicted_downtime_ns") / 1e6);
 }
 
 static volatile sig_atomic_t interrupted;
@@ -191,7 +203,9 @@ static int watch(struct client *c, json_t *request)
         close(fd);
     if (!c->done && !c->err.code)
         return fvm_err_set(&c->err, FVM_ECLOSED, 0, "migrate",
-                           "the VM's process ended before it said how the migration went; ask the other one: fvm status --control unix:%s", c->to);
+                           "the VM's process ended before it said how the migration went; ask the other one: fvm "
+                           "status --control unix:%s",
+                           c->to);
     return c->err.code;
 }
 
@@ -210,15 +224,19 @@ static int migrate(struct client *c)
 {
     json_t *from = ask(c, c->control, json_pack("{s:s}", "cmd", "migrate-key"));
     json_t *to = from ? ask(c, c->to, json_pack("{s:s}", "cmd", "migrate-key")) : NULL;
-    /* the file must be there before the destination opens it: the source makes it when it is asked to rehearse or begin */
-    json_t *ready = to ? ask(c, c->to, json_pack("{s:s, s:s, s:s, s:s, s:s}", "cmd", "incoming", "self", word(to, "self"), "allow",
-                                                 word(from, "public_key"), "record", word(from, "record"), "owner", word(from, "self")))
-                       : NULL;
+    /* the file must be there before the destination opens it: the source makes it when it is asked to rehearse or begin
+     */
+    json_t *ready =
+        to ? ask(c, c->to,
+                 json_pack("{s:s, s:s, s:s, s:s, s:s}", "cmd", "incoming", "self", word(to, "self"), "allow",
+                           word(from, "public_key"), "record", word(from, "record"), "owner", word(from, "self")))
+           : NULL;
     if (ready) {
-        json_t *request = json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:i, s:i, s:s, s:b}", "cmd", "migrate", "self", word(from, "self"), "to_name",
-                                    word(to, "self"), "to_addr", word(ready, "address"), "to_key", word(ready, "public_key"), "record",
-                                    word(from, "record"), "max_downtime_ms", c->max_downtime_ms, "deadline_ms", c->deadline_s * 1000, "on_miss",
-                                    c->on_miss, "dry_run", (int)c->dry_run);
+        json_t *request =
+            json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:i, s:i, s:s, s:b}", "cmd", "migrate", "self",
+                      word(from, "self"), "to_name", word(to, "self"), "to_addr", word(ready, "address"), "to_key",
+                      word(ready, "public_key"), "record", word(from, "record"), "max_downtime_ms", c->max_downtime_ms,
+                      "deadline_ms", c->deadline_s * 1000, "on_miss", c->on_miss, "dry_run", (int)c->dry_run);
         watch(c, request);
         json_decref(request);
     }
@@ -230,19 +248,24 @@ static int migrate(struct client *c)
 
 int fvm_migrate_client_main(int argc, char **argv)
 {
-    static const struct argp argp = {options, on_option, NULL, "Move a running guest to another process on this machine.", NULL, NULL, NULL};
+    static const struct argp argp = {
+        options, on_option, NULL, "Move a running guest to another process on this machine.", NULL, NULL, NULL};
     struct client c = {.on_miss = "cancel", .tty = isatty(STDOUT_FILENO)};
     if (argp_parse(&argp, argc, argv, 0, NULL, &c))
-        return fvm_complain(c.err.code ? &c.err : &(struct fvm_err){.code = FVM_EINVAL, .text = "an option is unknown; --help lists them"});
+        return fvm_complain(
+            c.err.code ? &c.err
+                       : &(struct fvm_err){.code = FVM_EINVAL, .text = "an option is unknown; --help lists them"});
     if (!c.control || !c.to)
-        return fvm_complain(&(struct fvm_err){.code = FVM_EINVAL, .text = "who to whom? --control unix:A --to unix:B are needed"});
+        return fvm_complain(
+            &(struct fvm_err){.code = FVM_EINVAL, .text = "who to whom? --control unix:A --to unix:B are needed"});
     int status = migrate(&c) ? fvm_complain(&c.err) : 0;
     if (c.done) {
         if (!c.json)
             show_done(&c, c.done);
         if (word(c.done, "error")[0]) {
             fprintf(stderr, "fvm: the guest %s: %s\n",
-                    strcmp(word(c.done, "outcome"), "unknown") ? "stays where it is" : "waits, paused", word(c.done, "error"));
+                    strcmp(word(c.done, "outcome"), "unknown") ? "stays where it is" : "waits, paused",
+                    word(c.done, "error"));
             status = fvm_err_exit_status(FVM_ESTATE);
         }
         json_decref(c.done);

@@ -1,11 +1,11 @@
 /*
  * codec.c - page batches to bytes and back. Knows RAM's layout and the wire's, nothing of sockets, threads or rounds.
  *
- * Why sealed here and not by CURVE: CURVE does 0.3-0.4 GB/s, AES-256-GCM several. Why one zstd frame per batch: at 64 KiB and
- * more the ratio is that of long input and the call costs vanish.
+ * Why sealed here and not by CURVE: CURVE does 0.3-0.4 GB/s, AES-256-GCM several. Why one zstd frame per batch: at 64
+ * KiB and more the ratio is that of long input and the call costs vanish.
  *
- * Invariant: fvm_codec_open returns 0 only for a batch whose runs are RAM, do not exceed the limits, and whose data has exactly
- * data_pages pages.
+ * Invariant: fvm_codec_open returns 0 only for a batch whose runs are RAM, do not exceed the limits, and whose data has
+ * exactly data_pages pages.
  */
 #include "migrate/codec.h"
 
@@ -243,8 +243,8 @@ static int check_runs(const Fvm__BatchHeader *h, const struct fvm_ram *ram, stru
     for (size_t i = 0; i < h->n_run_pfn; i++) {
         uint64_t pfn = h->run_pfn[i], count = h->run_count[i] >> 1;
         bool is_zero_run = h->run_count[i] & 1;
-        if (count == 0 || count > (is_zero_run ? FVM_CODEC_RUN_PAGES_MAX : FVM_CODEC_PAGES_MAX) || pfn >= ram->page_count ||
-            !fvm_ram_contains(ram, pfn << FVM_PAGE_SHIFT, count << FVM_PAGE_SHIFT))
+        if (count == 0 || count > (is_zero_run ? FVM_CODEC_RUN_PAGES_MAX : FVM_CODEC_PAGES_MAX) ||
+            pfn >= ram->page_count || !fvm_ram_contains(ram, pfn << FVM_PAGE_SHIFT, count << FVM_PAGE_SHIFT))
             return FVM_EPROTO;
         *(is_zero_run ? &zero : &data) += count;
         b->runs[i] = (struct fvm_codec_run){.pfn = pfn, .count = (uint32_t)count, .zero = is_zero_run};
@@ -258,8 +258,8 @@ static int check_runs(const Fvm__BatchHeader *h, const struct fvm_ram *ram, stru
     return 0;
 }
 
-static int unseal(struct fvm_codec *c, uint64_t seq, const void *header, size_t header_len, uint8_t *payload, size_t len,
-                  size_t *ret_len)
+static int unseal(struct fvm_codec *c, uint64_t seq, const void *header, size_t header_len, uint8_t *payload,
+                  size_t len, size_t *ret_len)
 {
     uint8_t nonce[12], aad[AAD_MAX];
     size_t aad_len = make_aad(c, header, header_len, aad);
@@ -268,7 +268,8 @@ static int unseal(struct fvm_codec *c, uint64_t seq, const void *header, size_t 
     int bad = c->cipher == FVM_CIPHER_AES256GCM
                   ? crypto_aead_aes256gcm_decrypt_afternm(payload, &opened, NULL, payload, len, aad, aad_len, nonce,
                                                           (const crypto_aead_aes256gcm_state *)c->aes)
-                  : crypto_aead_chacha20poly1305_ietf_decrypt(payload, &opened, NULL, payload, len, aad, aad_len, nonce, c->key);
+                  : crypto_aead_chacha20poly1305_ietf_decrypt(payload, &opened, NULL, payload, len, aad, aad_len, nonce,
+                                                              c->key);
     *ret_len = (size_t)opened;
     return bad ? FVM_ECORRUPT : 0;
 }
@@ -290,7 +291,8 @@ int fvm_codec_open(struct fvm_codec *c, const struct fvm_ram *ram, const void *h
                    size_t payload_len, struct fvm_codec_run *ret_hint, const struct fvm_batch **ret_batch)
 {
     *ret_hint = (struct fvm_codec_run){0};
-    if (!c->cipher || header_len > FVM_CODEC_HEADER_MAX || payload_len < TAG_BYTES || payload_len > FVM_CODEC_PAYLOAD_MAX)
+    if (!c->cipher || header_len > FVM_CODEC_HEADER_MAX || payload_len < TAG_BYTES ||
+        payload_len > FVM_CODEC_PAYLOAD_MAX)
         return FVM_ECORRUPT;
     Fvm__BatchHeader *h = fvm__batch_header__unpack(NULL, header_len, header);
     if (!h)

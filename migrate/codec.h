@@ -4,7 +4,8 @@
  *   frame 0: BatchHeader (protobuf)  seq | coding | raw_bytes | runs (pfn, count, zero?)
  *   frame 1: AEAD( pages of the non-zero runs, raw or one zstd frame ) | tag 16
  *   nonce  : seq, 8 bytes little-endian | 0 0 0 0        (a key lives for one attempt, seq never repeats in it)
- *   bound  : mig_id 16 | epoch 8 | the header's bytes    (a batch of another attempt, or with a changed header, does not open)
+ *   bound  : mig_id 16 | epoch 8 | the header's bytes    (a batch of another attempt, or with a changed header, does
+ * not open)
  *
  * The opener trusts nothing: lengths, counts and page numbers are checked against RAM before any byte is placed.
  * Thread: one per struct.
@@ -16,7 +17,7 @@
 #include "vmm/mem/ram.h"
 
 enum {
-    FVM_CODEC_PAGES_MAX = 128,    /* with data, in one batch: 512 KiB */
+    FVM_CODEC_PAGES_MAX = 128, /* with data, in one batch: 512 KiB */
     FVM_CODEC_RUNS_MAX = 1024,
     FVM_CODEC_RUN_PAGES_MAX = 1 << 24, /* of zeros: 64 GiB */
     FVM_CODEC_HEADER_MAX = FVM_CODEC_RUNS_MAX * 16 + 64,
@@ -69,11 +70,13 @@ double fvm_codec_ratio(const struct fvm_codec *codec);
 /* --- opening --- */
 /**
  * fvm_codec_open - authenticate, expand and check one batch.
- * @ret_hint   filled as far as the header could be read, even on failure: what it claims to be (for the log; not authentic).
+ * @ret_hint   filled as far as the header could be read, even on failure: what it claims to be (for the log; not
+ * authentic).
  * @ret_batch  borrowed from the codec until the next call.
  * Returns 0, FVM_ECORRUPT (does not authenticate), FVM_EPROTO (authentic, but it makes no sense).
  */
-int fvm_codec_open(struct fvm_codec *codec, const struct fvm_ram *ram, const void *header, size_t header_len, void *payload,
-                   size_t payload_len, struct fvm_codec_run *ret_hint, const struct fvm_batch **ret_batch);
+int fvm_codec_open(struct fvm_codec *codec, const struct fvm_ram *ram, const void *header, size_t header_len,
+                   void *payload, size_t payload_len, struct fvm_codec_run *ret_hint,
+                   const struct fvm_batch **ret_batch);
 
 #endif

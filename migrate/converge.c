@@ -19,13 +19,11 @@ void fvm_converge_init(struct fvm_converge *c, uint64_t max_downtime_ns, uint64_
                                .predicted_ns = UINT64_MAX};
 }
 
-static double ewma(double old, double sample)
-{
-    return old > 0 ? old + ALPHA * (sample - old) : sample;
-}
+static double ewma(double old, double sample) { return old > 0 ? old + ALPHA * (sample - old) : sample; }
 
 enum fvm_converge_next fvm_converge_round(struct fvm_converge *c, uint64_t sent_bytes, uint64_t dirtied_bytes,
-                                          uint64_t pending_bytes, double compression, uint64_t round_ns, uint64_t elapsed_ns)
+                                          uint64_t pending_bytes, double compression, uint64_t round_ns,
+                                          uint64_t elapsed_ns)
 {
     double seconds = (double)FVM_MAX(round_ns, 1000ull) / 1e9;
     if (sent_bytes > 65536 || c->bandwidth <= 0)
@@ -37,7 +35,8 @@ enum fvm_converge_next fvm_converge_round(struct fvm_converge *c, uint64_t sent_
     double ns = wire / c->bandwidth * 1e9 + c->fixed_ns;
     c->predicted_ns = ns < 1e18 ? (uint64_t)ns : (uint64_t)1e18;
 
-    bool shrinking = c->last_predicted_ns == UINT64_MAX || (double)c->predicted_ns < 0.75 * (double)c->last_predicted_ns;
+    bool shrinking =
+        c->last_predicted_ns == UINT64_MAX || (double)c->predicted_ns < 0.75 * (double)c->last_predicted_ns;
     c->stalls = shrinking ? 0 : c->stalls + 1;
     bool late = c->rounds >= c->round_limit || (c->deadline_ns && elapsed_ns >= c->deadline_ns);
     if (c->predicted_ns <= c->max_downtime_ns) {

@@ -3,8 +3,8 @@
  *
  *   predicted downtime = bytes that would be left / bandwidth + fixed cost (save state, digest, two swaps)
  *
- * Goes to the final phase when the prediction keeps the contract and further rounds no longer buy much; says early when it will
- * not converge; at the deadline or round limit does what `on_miss` says.
+ * Goes to the final phase when the prediction keeps the contract and further rounds no longer buy much; says early when
+ * it will not converge; at the deadline or round limit does what `on_miss` says.
  */
 #ifndef FVM_MIGRATE_CONVERGE_H
 #define FVM_MIGRATE_CONVERGE_H
@@ -15,7 +15,7 @@ enum fvm_on_miss { FVM_ON_MISS_CANCEL, FVM_ON_MISS_PAUSE };
 
 struct fvm_converge {
     uint64_t max_downtime_ns;
-    uint64_t deadline_ns;  /* of the whole migration, from its start; 0: none */
+    uint64_t deadline_ns; /* of the whole migration, from its start; 0: none */
     uint32_t round_limit;
     enum fvm_on_miss on_miss;
     double bandwidth, dirty_rate, fixed_ns; /* bytes/s, bytes/s, ns: EWMA */
@@ -26,13 +26,15 @@ struct fvm_converge {
 
 enum fvm_converge_next { FVM_CONVERGE_ROUND, FVM_CONVERGE_FINAL, FVM_CONVERGE_MISS };
 
-void fvm_converge_init(struct fvm_converge *c, uint64_t max_downtime_ns, uint64_t deadline_ns, enum fvm_on_miss on_miss);
+void fvm_converge_init(struct fvm_converge *c, uint64_t max_downtime_ns, uint64_t deadline_ns,
+                       enum fvm_on_miss on_miss);
 /**
- * A round is over. sent: bytes on the wire and how long that took (0 bytes: no new estimate); dirtied: bytes of guest RAM that
- * changed during it; pending: bytes of guest RAM to send now; compression: wire bytes per RAM byte, 0..1.
+ * A round is over. sent: bytes on the wire and how long that took (0 bytes: no new estimate); dirtied: bytes of guest
+ * RAM that changed during it; pending: bytes of guest RAM to send now; compression: wire bytes per RAM byte, 0..1.
  */
 enum fvm_converge_next fvm_converge_round(struct fvm_converge *c, uint64_t sent_bytes, uint64_t dirtied_bytes,
-                                          uint64_t pending_bytes, double compression, uint64_t round_ns, uint64_t elapsed_ns);
+                                          uint64_t pending_bytes, double compression, uint64_t round_ns,
+                                          uint64_t elapsed_ns);
 /** True once, when rounds stopped helping: time to tell somebody. */
 bool fvm_converge_stalling(struct fvm_converge *c);
 

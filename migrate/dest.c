@@ -1,8 +1,9 @@
 /*
  * dest.c - the destination of a migration: listens, makes the VM, places pages, until the image is whole.
  *
- * Everything that comes is hostile until checked: messages by fvm_wire_parse and the checks here, batches by the codec, state by the
- * VM's own check. A peer that is not this attempt's source is told "busy"; a message out of order ends the attempt, not the process.
+ * Everything that comes is hostile until checked: messages by fvm_wire_parse and the checks here, batches by the codec,
+ * state by the VM's own check. A peer that is not this attempt's source is told "busy"; a message out of order ends the
+ * attempt, not the process.
  *
  * Invariant: nothing runs and no disk is open for writing before dest_take.c has read that the record says so.
  */
@@ -17,10 +18,7 @@
 #include "base/log.h"
 #include "migrate/dest_internal.h"
 
-int dest_send(struct fvm_dest *d, Fvm__MigrateMessage *m)
-{
-    return fvm_wire_send(d->control, &d->peer, m);
-}
+int dest_send(struct fvm_dest *d, Fvm__MigrateMessage *m) { return fvm_wire_send(d->control, &d->peer, m); }
 
 static void report_progress(struct fvm_dest *d, const char *text)
 {
@@ -50,7 +48,7 @@ static void forget_state(struct fvm_dest *d)
 void dest_drop(struct fvm_dest *d, const struct fvm_err *why)
 {
     fvm_log(WARN, "migrate.dest", "attempt=over text=\"%s\"", why->text);
-    if (d->state != DEST_IDLE)
+    if (d->peer.len)
         fvm_wire_stop(d->control, &d->peer, why);
     d->state = DEST_IDLE;
     d->peer = (struct fvm_port_peer){0};
@@ -85,7 +83,8 @@ static int check_prepare(const struct fvm_dest *d, const Fvm__Prepare *p, struct
     if (!p->config || !*p->from || strlen(p->from) > FVM_HO_NAME_MAX || p->config->memory_bytes == 0)
         return fvm_err_set(err, FVM_EPROTO, 0, "migrate", "the request lacks its parts");
     if (strcmp(p->to, d->opt.self) != 0)
-        return fvm_err_set(err, FVM_EINVAL, 0, "migrate", "the guest is meant for %.63s, this is %s", p->to, d->opt.self);
+        return fvm_err_set(err, FVM_EINVAL, 0, "migrate", "the guest is meant for %.63s, this is %s", p->to,
+                           d->opt.self);
     if (p->page_bytes != FVM_PAGE_SIZE)
         return fvm_err_set(err, FVM_EVERSION, 0, "migrate", "pages of %u bytes are not known here", p->page_bytes);
     if (!(p->ciphers & fvm_codec_ciphers()))
@@ -161,9 +160,10 @@ static int check_start(struct fvm_dest *d, const Fvm__Start *start, struct fvm_e
     if (rc)
         return rc;
     if (fvm_ho_dest_decide(&d->record, &d->ticket) != FVM_HO_DEST_TAKE || strcmp(d->record.to, d->opt.self) != 0)
-        return fvm_err_set(err, FVM_ESTATE, 0, "migrate", "the record (%s of %s, epoch %llu) is not that of this migration; "
-                           "do both sides use the same record?", fvm_ho_phase_text(d->record.phase), d->record.owner,
-                           (unsigned long long)d->record.epoch);
+        return fvm_err_set(err, FVM_ESTATE, 0, "migrate",
+                           "the record (%s of %s, epoch %llu) is not that of this migration; "
+                           "do both sides use the same record?",
+                           fvm_ho_phase_text(d->record.phase), d->record.owner, (unsigned long long)d->record.epoch);
     rc = fvm_codec_key(d->codec, d->cipher, start->bulk_key.data, &d->ticket);
     return rc ? fvm_err_set(err, rc, 0, "migrate", "cannot use the chosen cipher") : 0;
 }
@@ -213,8 +213,8 @@ static void turn_bulk(struct fvm_dest *d)
         int rc = 0;
         if (d->state == DEST_LOADING && fvm_port_msg_count(msg) == 2) {
             uint64_t before = d->rx.last_seq;
-            rc = fvm_stream_rx_batch(&d->rx, fvm_port_msg_data(msg, 0), fvm_port_msg_len(msg, 0), fvm_port_msg_data(msg, 1),
-                                     fvm_port_msg_len(msg, 1));
+            rc = fvm_stream_rx_batch(&d->rx, fvm_port_msg_data(msg, 0), fvm_port_msg_len(msg, 0),
+                                     fvm_port_msg_data(msg, 1), fvm_port_msg_len(msg, 1));
             if (d->rx.last_seq != before)
                 d->heard_ns = fvm_now_ns();
         }
@@ -299,7 +299,8 @@ static void on_message(struct fvm_dest *d, Fvm__MigrateMessage *m)
 static bool same_peer(const struct fvm_dest *d, struct fvm_port_msg *msg)
 {
     const struct fvm_port_peer *p = fvm_port_msg_peer(msg);
-    return p->len == d->peer.len && memcmp(p->id, d->peer.id, p->len) == 0 && fvm_port_msg_session(msg) == d->peer_session;
+    return p->len == d->peer.len && memcmp(p->id, d->peer.id, p->len) == 0 &&
+           fvm_port_msg_session(msg) == d->peer_session;
 }
 
 static void turn_control(struct fvm_dest *d)
@@ -384,7 +385,8 @@ static void *dest_main(void *arg)
         bool cancel = __atomic_load_n(&d->cancel, __ATOMIC_ACQUIRE);
         if (cancel || (d->state == DEST_IDLE && fvm_now_ns() - d->idle_ns > d->opt.wait_ns)) {
             struct fvm_err err;
-            fvm_err_set(&err, cancel ? FVM_ECANCELLED : FVM_ETIMEOUT, 0, "migrate", cancel ? "cancelled" : "no guest came");
+            fvm_err_set(&err, cancel ? FVM_ECANCELLED : FVM_ETIMEOUT, 0, "migrate",
+                        cancel ? "cancelled" : "no guest came");
             if (d->state != DEST_IDLE)
                 dest_drop(d, &err);
             else if (cancel || !d->report.err.code)
@@ -423,8 +425,10 @@ static void dest_free(struct fvm_dest *d)
 static int listen_both(struct fvm_dest *d, struct fvm_err *err)
 {
     struct fvm_port_options control = {.linger_ms = 2000, .heartbeat_ms = 1000, .frame_bytes_max = FVM_WIRE_BYTES_MAX};
-    struct fvm_port_options bulk = {.hwm = 2 * FVM_STREAM_WINDOW, .heartbeat_ms = 1000, .frame_bytes_max = FVM_CODEC_PAYLOAD_MAX};
-    int rc = fvm_port_listen(d->opt.ctx, d->opt.listen_addr, &d->opt.keys, d->opt.allow, d->opt.allow_ctx, &control, &d->control, err);
+    struct fvm_port_options bulk = {
+        .hwm = 2 * FVM_STREAM_WINDOW, .heartbeat_ms = 1000, .frame_bytes_max = FVM_CODEC_PAYLOAD_MAX};
+    int rc = fvm_port_listen(d->opt.ctx, d->opt.listen_addr, &d->opt.keys, d->opt.allow, d->opt.allow_ctx, &control,
+                             &d->control, err);
     if (rc)
         return rc;
     char addr[300];
@@ -439,7 +443,8 @@ int fvm_dest_start(const struct fvm_dest_options *opt, struct fvm_dest **ret_des
     if (!opt->listen_addr || strncmp(opt->listen_addr, "tcp://", 6) != 0)
         return fvm_err_set(err, FVM_EINVAL, 0, "migrate", "the address to listen on must be tcp://host:port");
     if (!opt->self || !*opt->self || strlen(opt->self) > FVM_HO_NAME_MAX)
-        return fvm_err_set(err, FVM_EINVAL, 0, "migrate", "the destination needs a name of 1 to %d characters", FVM_HO_NAME_MAX);
+        return fvm_err_set(err, FVM_EINVAL, 0, "migrate", "the destination needs a name of 1 to %d characters",
+                           FVM_HO_NAME_MAX);
     struct fvm_dest *d = calloc(1, sizeof(*d));
     if (!d)
         return fvm_err_set(err, FVM_ENOMEM, ENOMEM, "migrate", "out of memory");
@@ -461,10 +466,7 @@ int fvm_dest_start(const struct fvm_dest_options *opt, struct fvm_dest **ret_des
     return rc;
 }
 
-const char *fvm_dest_addr(const struct fvm_dest *d)
-{
-    return d->addr;
-}
+const char *fvm_dest_addr(const struct fvm_dest *d) { return d->addr; }
 
 void fvm_dest_cancel(struct fvm_dest *d)
 {

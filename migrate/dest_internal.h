@@ -18,7 +18,7 @@ enum {
     DEST_SILENT_MS = 30000,  /* give this attempt up */
     DEST_ACTIVATE_MS = 5000, /* storage refuses: offer the guest back */
     DEST_RECORD_MS = 10000,
-    DEST_ACK_BATCHES = 8,    /* at most so many applied without an acknowledgement */
+    DEST_ACK_BATCHES = 8, /* at most so many applied without an acknowledgement */
 };
 
 enum dest_state { DEST_IDLE, DEST_PREPARED, DEST_LOADING, DEST_OVER };
@@ -62,9 +62,6 @@ bool dest_turn(struct fvm_dest *d, int timeout_ms);
 void dest_on_digest(struct fvm_dest *d, const Fvm__Digest *digest);
 void dest_on_hash_query(struct fvm_dest *d, const Fvm__HashQuery *query);
 
-static inline const struct fvm_machine *dest_vm(struct fvm_dest *d)
-{
-    return &d->opt.machine;
-}
+static inline const struct fvm_machine *dest_vm(struct fvm_dest *d) { return &d->opt.machine; }
 
 #endif

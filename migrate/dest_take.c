@@ -1,9 +1,11 @@
 /*
  * dest_take.c - the destination's half of the hand-over: memory proof, state check, then TAKE, storage, RUN, run.
  *
- * Why the proof is of what lies in RAM: hashes are taken of the page after it was placed, so a mistake anywhere between the two RAMs shows.
+ * Why the proof is of what lies in RAM: hashes are taken of the page after it was placed, so a mistake anywhere between
+ * the two RAMs shows.
  *
- * Invariant: fvm_machine_ops.run is called at one place, after fvm_ho_dest_decide said EXECUTE of a record read or swapped just before.
+ * Invariant: fvm_machine_ops.run is called at one place, after fvm_ho_dest_decide said EXECUTE of a record read or
+ * swapped just before.
  */
 #include <poll.h>
 #include <stdlib.h>
@@ -12,7 +14,8 @@
 #include "base/log.h"
 #include "migrate/dest_internal.h"
 
-#define ELAPSED_MAX_NS 86400000000000ull /* hosts whose clocks differ by more than a day: take the guest's clock as it is */
+#define ELAPSED_MAX_NS                                                                                                 \
+    86400000000000ull /* hosts whose clocks differ by more than a day: take the guest's clock as it is */
 
 /* ---- proof ---- */
 

@@ -1,10 +1,11 @@
 /*
  * handover.c - guards and effects of the six swaps, and what each side may do after reading the record. Pure.
  *
- * Why the guards are macros: tests/sim/handover.c includes this file with FVM_HO_GUARD redefined, removes one guard at a
- * time and must then find a run in which the guest is lost or runs twice. A guard nobody misses would be noise.
+ * Why the guards are macros: tests/sim/handover.c includes this file with FVM_HO_GUARD redefined, removes one guard at
+ * a time and must then find a run in which the guest is lost or runs twice. A guard nobody misses would be noise.
  *
- * Invariant: every effect that moves the right to run raises the epoch, so no old image, reply or writer fits afterwards.
+ * Invariant: every effect that moves the right to run raises the epoch, so no old image, reply or writer fits
+ * afterwards.
  */
 #include "migrate/handover.h"
 
@@ -15,18 +16,12 @@
 #define FVM_HO_GUARD(name, cond) (cond)
 #endif
 
-static bool same(const char *a, const char *b)
-{
-    return strcmp(a, b) == 0;
-}
+static bool same(const char *a, const char *b) { return strcmp(a, b) == 0; }
 
-static void name_set(char dst[FVM_HO_NAME_MAX + 1], const char *src)
-{
-    snprintf(dst, FVM_HO_NAME_MAX + 1, "%s", src);
-}
+static void name_set(char dst[FVM_HO_NAME_MAX + 1], const char *src) { snprintf(dst, FVM_HO_NAME_MAX + 1, "%s", src); }
 
-int fvm_ho_begin(const struct fvm_ho_record *now, const char *self, const char *to, const uint8_t mig_id[FVM_HO_ID_BYTES],
-                 struct fvm_ho_record *ret_next)
+int fvm_ho_begin(const struct fvm_ho_record *now, const char *self, const char *to,
+                 const uint8_t mig_id[FVM_HO_ID_BYTES], struct fvm_ho_record *ret_next)
 {
     if (!FVM_HO_GUARD(BEGIN_OWNER, same(now->owner, self)) || !FVM_HO_GUARD(BEGIN_STABLE, now->phase == FVM_HO_STABLE))
         return FVM_ESTATE;
@@ -55,7 +50,8 @@ int fvm_ho_take(const struct fvm_ho_record *now, const struct fvm_ho_ticket *tic
                 struct fvm_ho_record *ret_next)
 {
     if (!FVM_HO_GUARD(TAKE_IMAGE, holding == FVM_HO_HOLDS_IMAGE) || now->phase != FVM_HO_MIG ||
-        !FVM_HO_GUARD(TAKE_TICKET, now->epoch == ticket->epoch && same(now->owner, ticket->from) && same(now->to, ticket->to) &&
+        !FVM_HO_GUARD(TAKE_TICKET, now->epoch == ticket->epoch && same(now->owner, ticket->from) &&
+                                       same(now->to, ticket->to) &&
                                        memcmp(now->mig_id, ticket->mig_id, FVM_HO_ID_BYTES) == 0))
         return FVM_ESTATE;
     *ret_next = *now;
@@ -75,8 +71,7 @@ int fvm_ho_run(const struct fvm_ho_record *now, const struct fvm_ho_ticket *tick
                struct fvm_ho_record *ret_next)
 {
     /* The first is implied by the second for a storage that told the truth; it costs nothing not to rely on that. */
-    if (!taken_by(now, ticket) || now->phase != FVM_HO_TAKEN ||
-        !FVM_HO_GUARD(RUN_STORAGE, storage_epoch == now->epoch))
+    if (!taken_by(now, ticket) || now->phase != FVM_HO_TAKEN || !FVM_HO_GUARD(RUN_STORAGE, storage_epoch == now->epoch))
         return FVM_ESTATE;
     *ret_next = *now;
     name_set(ret_next->owner, ticket->to);
@@ -96,11 +91,12 @@ int fvm_ho_handback(const struct fvm_ho_record *now, enum fvm_ho_holding source,
     return 0;
 }
 
-int fvm_ho_claim(const struct fvm_ho_record *now, const char *self, enum fvm_ho_holding source, enum fvm_ho_holding dest,
-                 struct fvm_ho_record *ret_next)
+int fvm_ho_claim(const struct fvm_ho_record *now, const char *self, enum fvm_ho_holding source,
+                 enum fvm_ho_holding dest, struct fvm_ho_record *ret_next)
 {
     if (now->phase != FVM_HO_TAKEN || !same(now->owner, self) ||
-        !FVM_HO_GUARD(CLAIM_SOURCE, source == FVM_HO_HOLDS_NOTHING) || !FVM_HO_GUARD(CLAIM_DEST, dest == FVM_HO_HOLDS_NOTHING))
+        !FVM_HO_GUARD(CLAIM_SOURCE, source == FVM_HO_HOLDS_NOTHING) ||
+        !FVM_HO_GUARD(CLAIM_DEST, dest == FVM_HO_HOLDS_NOTHING))
         return FVM_ESTATE;
     *ret_next = *now;
     ret_next->phase = FVM_HO_STABLE;
@@ -127,7 +123,8 @@ enum fvm_ho_dest_next fvm_ho_dest_decide(const struct fvm_ho_record *read, const
 {
     if (FVM_HO_GUARD(DEST_OWN_EPOCH, taken_by(read, ticket)) && same(read->owner, ticket->to)) {
         /* Not TAKEN any more: our RUN happened (and perhaps the next migration was begun already). */
-        return read->phase == FVM_HO_TAKEN && !FVM_HO_GUARD(DEST_WAITS_RUN, false) ? FVM_HO_DEST_ACTIVATE : FVM_HO_DEST_EXECUTE;
+        return read->phase == FVM_HO_TAKEN && !FVM_HO_GUARD(DEST_WAITS_RUN, false) ? FVM_HO_DEST_ACTIVATE
+                                                                                   : FVM_HO_DEST_EXECUTE;
     }
     if (read->phase == FVM_HO_MIG && read->epoch == ticket->epoch && same(read->owner, ticket->from) &&
         memcmp(read->mig_id, ticket->mig_id, FVM_HO_ID_BYTES) == 0)
@@ -135,7 +132,8 @@ enum fvm_ho_dest_next fvm_ho_dest_decide(const struct fvm_ho_record *read, const
     return FVM_HO_DEST_DISCARD;
 }
 
-static const char *const phase_names[] = {[FVM_HO_STABLE] = "stable", [FVM_HO_MIG] = "migrating", [FVM_HO_TAKEN] = "taken"};
+static const char *const phase_names[] = {
+    [FVM_HO_STABLE] = "stable", [FVM_HO_MIG] = "migrating", [FVM_HO_TAKEN] = "taken"};
 
 const char *fvm_ho_phase_text(enum fvm_ho_phase phase)
 {
@@ -166,6 +164,6 @@ static bool name_valid(const char *s, bool may_be_empty)
 bool fvm_ho_record_valid(const struct fvm_ho_record *rec)
 {
     bool moving = rec->phase != FVM_HO_STABLE;
-    return rec->phase >= FVM_HO_STABLE && rec->phase <= FVM_HO_TAKEN && rec->epoch > 0 && name_valid(rec->owner, false) &&
-           name_valid(rec->from, !moving) && name_valid(rec->to, !moving);
+    return rec->phase >= FVM_HO_STABLE && rec->phase <= FVM_HO_TAKEN && rec->epoch > 0 &&
+           name_valid(rec->owner, false) && name_valid(rec->from, !moving) && name_valid(rec->to, !moving);
 }

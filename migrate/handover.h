@@ -1,16 +1,19 @@
 /*
  * handover.h - who may run the guest: the hand-over as pure functions on one record. No sockets, no clock, no store.
  *
- * The record {owner, epoch, phase, mig_id, from, to} lives in a linearizable store and changes only by compare-and-swap:
+ * The record {owner, epoch, phase, mig_id, from, to} lives in a linearizable store and changes only by
+ * compare-and-swap:
  *
  *     owner,phase     A,STABLE --BEGIN--> A,MIG --TAKE--> B,TAKEN --RUN--> B,STABLE
  *                        ^                  |                |
  *                        |<----ABORT--------+                |        (each but BEGIN and RUN: epoch + 1)
  *                        |<------------------HANDBACK--------+----CLAIM--> B,STABLE
  *
- *   - A resumes only after READING A,STABLE with its own mig_id still in the record; frees the guest only after READING another
- *     owner, STABLE, or another mig_id (a later migration: the guest ran elsewhere meanwhile, perhaps it is back in another process).
- *   - B takes only with the whole image verified; executes only after READING its own RUN: B,STABLE at the epoch of its TAKE.
+ *   - A resumes only after READING A,STABLE with its own mig_id still in the record; frees the guest only after READING
+ * another owner, STABLE, or another mig_id (a later migration: the guest ran elsewhere meanwhile, perhaps it is back in
+ * another process).
+ *   - B takes only with the whole image verified; executes only after READING its own RUN: B,STABLE at the epoch of its
+ * TAKE.
  *   - Who got no clear answer to a swap reads the record. He never guesses.
  *   - Storage accepts the record's epoch and refuses older ones, so a late writer cannot write.
  *
@@ -53,8 +56,8 @@ enum fvm_ho_holding {
 };
 
 /* --- swaps: guard on the record as read; 0 and the new record, or FVM_ESTATE --- */
-int fvm_ho_begin(const struct fvm_ho_record *now, const char *self, const char *to, const uint8_t mig_id[FVM_HO_ID_BYTES],
-                 struct fvm_ho_record *ret_next);
+int fvm_ho_begin(const struct fvm_ho_record *now, const char *self, const char *to,
+                 const uint8_t mig_id[FVM_HO_ID_BYTES], struct fvm_ho_record *ret_next);
 /** By the source, or by its node after it died (`self` is the owner's name in both cases). */
 int fvm_ho_abort(const struct fvm_ho_record *now, const char *self, struct fvm_ho_record *ret_next);
 /** holding must be IMAGE: whole, digest equal, state checked. */
@@ -66,8 +69,8 @@ int fvm_ho_run(const struct fvm_ho_record *now, const struct fvm_ho_ticket *tick
 /** By the destination, the source or a controller; `source`: what the source says it holds, asked just now. */
 int fvm_ho_handback(const struct fvm_ho_record *now, enum fvm_ho_holding source, struct fvm_ho_record *ret_next);
 /** By the destination's node, to boot the guest anew: both sides say that they hold nothing. */
-int fvm_ho_claim(const struct fvm_ho_record *now, const char *self, enum fvm_ho_holding source, enum fvm_ho_holding dest,
-                 struct fvm_ho_record *ret_next);
+int fvm_ho_claim(const struct fvm_ho_record *now, const char *self, enum fvm_ho_holding source,
+                 enum fvm_ho_holding dest, struct fvm_ho_record *ret_next);
 
 /* --- what a side may do with what it has just read --- */
 enum fvm_ho_source_next {

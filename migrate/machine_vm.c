@@ -1,8 +1,9 @@
 /*
- * machine_vm.c - struct fvm_machine of a real VM (vmm/vm.h). What must happen on the loop's thread is posted there and waited for.
+ * machine_vm.c - struct fvm_machine of a real VM (vmm/vm.h). What must happen on the loop's thread is posted there and
+ * waited for.
  *
- * Invariant: the migration's thread never touches the VM while it holds anything the loop waits for; the loop must turn until the
- * migration is joined.
+ * Invariant: the migration's thread never touches the VM while it holds anything the loop waits for; the loop must turn
+ * until the migration is joined.
  */
 #include <pthread.h>
 #include <stdlib.h>
@@ -56,40 +57,19 @@ static int on_loop(struct call *call)
     return call->rc;
 }
 
-static struct fvm_ram *vm_ram(void *ctx)
-{
-    return fvm_vm_ram(((struct fvm_vm_machine *)ctx)->vm);
-}
+static struct fvm_ram *vm_ram(void *ctx) { return fvm_vm_ram(((struct fvm_vm_machine *)ctx)->vm); }
 
-static const Fvm__VmConfig *vm_config(void *ctx)
-{
-    return fvm_vm_config(((struct fvm_vm_machine *)ctx)->vm);
-}
+static const Fvm__VmConfig *vm_config(void *ctx) { return fvm_vm_config(((struct fvm_vm_machine *)ctx)->vm); }
 
-static bool vm_running(void *ctx)
-{
-    return fvm_vm_get_state(((struct fvm_vm_machine *)ctx)->vm) == FVM_VM_RUNNING;
-}
+static bool vm_running(void *ctx) { return fvm_vm_get_state(((struct fvm_vm_machine *)ctx)->vm) == FVM_VM_RUNNING; }
 
-static bool vm_alive(void *ctx)
-{
-    return fvm_vm_get_state(((struct fvm_vm_machine *)ctx)->vm) != FVM_VM_STOPPED;
-}
+static bool vm_alive(void *ctx) { return fvm_vm_get_state(((struct fvm_vm_machine *)ctx)->vm) != FVM_VM_STOPPED; }
 
-static uint32_t vm_dirty_epoch(void *ctx)
-{
-    return fvm_vm_dirty_epoch(((struct fvm_vm_machine *)ctx)->vm);
-}
+static uint32_t vm_dirty_epoch(void *ctx) { return fvm_vm_dirty_epoch(((struct fvm_vm_machine *)ctx)->vm); }
 
-static int vm_pause(void *ctx)
-{
-    return fvm_vm_pause(((struct fvm_vm_machine *)ctx)->vm);
-}
+static int vm_pause(void *ctx) { return fvm_vm_pause(((struct fvm_vm_machine *)ctx)->vm); }
 
-static int vm_run(void *ctx)
-{
-    return fvm_vm_run(((struct fvm_vm_machine *)ctx)->vm);
-}
+static int vm_run(void *ctx) { return fvm_vm_run(((struct fvm_vm_machine *)ctx)->vm); }
 
 static int vm_save(void *ctx, Fvm__CpusState **ret_cpus, Fvm__DevicesState **ret_devices)
 {
@@ -106,10 +86,7 @@ static int vm_save(void *ctx, Fvm__CpusState **ret_cpus, Fvm__DevicesState **ret
     return rc;
 }
 
-static int vm_storage_deactivate(void *ctx)
-{
-    return fvm_vm_storage_deactivate(((struct fvm_vm_machine *)ctx)->vm);
-}
+static int vm_storage_deactivate(void *ctx) { return fvm_vm_storage_deactivate(((struct fvm_vm_machine *)ctx)->vm); }
 
 static int vm_storage_activate(void *ctx, uint64_t epoch, struct fvm_err *err)
 {
@@ -128,10 +105,7 @@ static int vm_create(void *ctx, const Fvm__VmConfig *config, struct fvm_err *err
     return on_loop(&call);
 }
 
-static void discard_fn(struct call *call)
-{
-    call->machine->opt.unmake(call->machine->opt.ctx, &call->machine->vm);
-}
+static void discard_fn(struct call *call) { call->machine->opt.unmake(call->machine->opt.ctx, &call->machine->vm); }
 
 static void vm_discard(void *ctx)
 {

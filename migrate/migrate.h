@@ -7,7 +7,8 @@
  *                       waits, reading the record <---- TAKE, activate, RUN, run
  *   done(report)        destroy only if it runs there   done(report)
  *
- * On any failure before TAKE the source resumes the guest. Which side runs it is in the record at every instant (handover.h).
+ * On any failure before TAKE the source resumes the guest. Which side runs it is in the record at every instant
+ * (handover.h).
  */
 #ifndef FVM_MIGRATE_MIGRATE_H
 #define FVM_MIGRATE_MIGRATE_H
@@ -63,11 +64,12 @@ struct fvm_migrate_hooks { /* on the migration's thread */
     void *ctx;
 };
 
-/** For tests: damage what leaves, once per fault. All zero: none. Set by no program but on FVM_MIGRATE_FAULT (docs/protocol.md). */
+/** For tests: damage what leaves, once per fault. All zero: none. Set by no program but on FVM_MIGRATE_FAULT
+ * (docs/protocol.md). */
 struct fvm_migrate_faults {
-    uint32_t corrupt_batch;     /* flip a bit of the n-th batch after sealing */
-    uint32_t drop_batch;        /* never send the n-th batch */
-    bool corrupt_ram;           /* destination: flip a bit of RAM before the digest */
+    uint32_t corrupt_batch; /* flip a bit of the n-th batch after sealing */
+    uint32_t drop_batch;    /* never send the n-th batch */
+    bool corrupt_ram;       /* destination: flip a bit of RAM before the digest */
 };
 
 struct fvm_memory;
@@ -78,14 +80,14 @@ struct fvm_source_options {
     struct fvm_port_ctx *ctx;
     struct fvm_port_keys keys;
     const char *to_addr, *to_key;
-    const char *self, *to_name;      /* as in the record */
-    uint64_t max_downtime_ns;        /* 0: 300 ms */
-    uint64_t deadline_ns;            /* 0: 10 min */
+    const char *self, *to_name; /* as in the record */
+    uint64_t max_downtime_ns;   /* 0: 300 ms */
+    uint64_t deadline_ns;       /* 0: 10 min */
     enum fvm_on_miss on_miss;
-    uint64_t rate_limit_bytes;       /* per second; 0: none */
-    bool dry_run, verify_all;        /* verify_all: hash all of RAM in the blackout, trusting no cache */
-    int compress;                    /* 0 auto (not on this machine's own addresses), 1 always try, -1 never */
-    struct fvm_memory **memory_p;    /* kept between attempts; NULL: not kept */
+    uint64_t rate_limit_bytes;    /* per second; 0: none */
+    bool dry_run, verify_all;     /* verify_all: hash all of RAM in the blackout, trusting no cache */
+    int compress;                 /* 0 auto (not on this machine's own addresses), 1 always try, -1 never */
+    struct fvm_memory **memory_p; /* kept between attempts; NULL: not kept */
     struct fvm_migrate_faults faults;
     struct fvm_migrate_hooks hooks;
 };
@@ -106,10 +108,10 @@ struct fvm_dest_options {
     struct fvm_port_ctx *ctx;
     struct fvm_port_keys keys;
     const char *listen_addr;
-    const char *self;           /* as in the record */
-    fvm_port_allow_fn allow;    /* which sources */
+    const char *self;        /* as in the record */
+    fvm_port_allow_fn allow; /* which sources */
     void *allow_ctx;
-    uint64_t wait_ns;           /* how long to wait for a source, and for another attempt after one failed; 0: 2 min */
+    uint64_t wait_ns; /* how long to wait for a source, and for another attempt after one failed; 0: 2 min */
     struct fvm_migrate_faults faults;
     struct fvm_migrate_hooks hooks;
 };
@@ -122,11 +124,13 @@ const char *fvm_dest_addr(const struct fvm_dest *dest);
 void fvm_dest_cancel(struct fvm_dest *dest);
 void fvm_dest_join(struct fvm_dest **dest_p);
 
-/* machine_vm.c: the real thing. Destination: vm NULL at first, `made` is told each VM created (NULL: discarded again); loop's thread. */
+/* machine_vm.c: the real thing. Destination: vm NULL at first, `made` is told each VM created (NULL: discarded again);
+ * loop's thread. */
 struct fvm_vm_machine_options {
     struct fvm_loop *loop;
     struct fvm_vm *vm; /* source */
-    int (*make)(void *ctx, const Fvm__VmConfig *config, struct fvm_vm **ret_vm, struct fvm_err *err); /* destination, loop's thread */
+    int (*make)(void *ctx, const Fvm__VmConfig *config, struct fvm_vm **ret_vm,
+                struct fvm_err *err); /* destination, loop's thread */
     void (*unmake)(void *ctx, struct fvm_vm **vm_p);
     void *ctx;
 };

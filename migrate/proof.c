@@ -1,7 +1,8 @@
 /*
  * proof.c - see proof.h. Knows RAM and hashes, nothing of the wire.
  *
- * Invariant: hash[i] is the hash of page i's bytes whenever good[i] >= the page's version (or the page was never written).
+ * Invariant: hash[i] is the hash of page i's bytes whenever good[i] >= the page's version (or the page was never
+ * written).
  */
 #include "migrate/proof.h"
 
@@ -12,15 +13,9 @@
 
 static const uint8_t zero_page[FVM_PAGE_SIZE];
 
-uint64_t fvm_proof_hash_page(const void *page)
-{
-    return XXH3_64bits(page, FVM_PAGE_SIZE);
-}
+uint64_t fvm_proof_hash_page(const void *page) { return XXH3_64bits(page, FVM_PAGE_SIZE); }
 
-uint64_t fvm_proof_zero_hash(void)
-{
-    return fvm_proof_hash_page(zero_page);
-}
+uint64_t fvm_proof_zero_hash(void) { return fvm_proof_hash_page(zero_page); }
 
 int fvm_proof_init(struct fvm_proof *p, const struct fvm_ram *ram)
 {
@@ -64,10 +59,7 @@ void fvm_proof_note(struct fvm_proof *p, fvm_pfn pfn, uint64_t hash, uint32_t ep
     p->good[i] = epoch;
 }
 
-void fvm_proof_forget(struct fvm_proof *p)
-{
-    memset(p->good, 0, p->page_count * sizeof(*p->good));
-}
+void fvm_proof_forget(struct fvm_proof *p) { memset(p->good, 0, p->page_count * sizeof(*p->good)); }
 
 uint64_t fvm_proof_digest(struct fvm_proof *p, uint32_t epoch, uint64_t *ret_ranges, uint64_t *ret_hashed_pages)
 {

@@ -1,13 +1,13 @@
 /*
  * proof.h - the memory proof: one number over all of RAM, cheap enough to be computed while the guest stands still.
  *
- * XXH3-64 per page; 512 page hashes, in order of address, make a range's hash; the ranges' hashes, in order, the digest. A page that
- * was never written counts as the zero page without being touched. Hashes are kept with the dirty epoch up to which they are
- * good, so that in the blackout only the pages changed since are hashed.
+ * XXH3-64 per page; 512 page hashes, in order of address, make a range's hash; the ranges' hashes, in order, the
+ * digest. A page that was never written counts as the zero page without being touched. Hashes are kept with the dirty
+ * epoch up to which they are good, so that in the blackout only the pages changed since are hashed.
  *
- * Both sides keep one. Source: fvm_proof_note with the bytes it sends. Destination: with what is in its RAM after applying.
- * Not a defence against an attacker (pages are sealed for that) but against our own and the machines' mistakes.
- * Thread: the migration's.
+ * Both sides keep one. Source: fvm_proof_note with the bytes it sends. Destination: with what is in its RAM after
+ * applying. Not a defence against an attacker (pages are sealed for that) but against our own and the machines'
+ * mistakes. Thread: the migration's.
  */
 #ifndef FVM_MIGRATE_PROOF_H
 #define FVM_MIGRATE_PROOF_H
@@ -20,9 +20,9 @@ struct fvm_proof {
     const struct fvm_ram *ram; /* borrowed */
     uint64_t page_count;       /* RAM pages, the hole left out */
     uint32_t range_count;
-    uint64_t *hash;            /* [page_count] */
-    uint32_t *good;            /* [page_count] hash holds while the page's version is <= this; 0: no hash */
-    uint64_t *range;           /* [range_count] as of the last digest */
+    uint64_t *hash;  /* [page_count] */
+    uint32_t *good;  /* [page_count] hash holds while the page's version is <= this; 0: no hash */
+    uint64_t *range; /* [range_count] as of the last digest */
 };
 
 int fvm_proof_init(struct fvm_proof *proof, const struct fvm_ram *ram);

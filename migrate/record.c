@@ -1,8 +1,8 @@
 /*
  * record.c - swaps on the hand-over record with unclear answers made clear.
  *
- * Why equality proves our swap: BEGIN carries a fresh random mig_id; every other effect is one that only the caller's side may cause, so
- * who finds exactly the record he wanted has what he wanted, no matter whose request it was.
+ * Why equality proves our swap: BEGIN carries a fresh random mig_id; every other effect is one that only the caller's
+ * side may cause, so who finds exactly the record he wanted has what he wanted, no matter whose request it was.
  *
  * Invariant: 0 is returned only after the record was read as wanted, or the store confirmed the swap.
  */
@@ -18,13 +18,15 @@
 
 static bool equal(const struct fvm_ho_record *a, const struct fvm_ho_record *b)
 {
-    return a->epoch == b->epoch && a->phase == b->phase && strcmp(a->owner, b->owner) == 0 && strcmp(a->from, b->from) == 0 &&
-           strcmp(a->to, b->to) == 0 && memcmp(a->mig_id, b->mig_id, FVM_HO_ID_BYTES) == 0;
+    return a->epoch == b->epoch && a->phase == b->phase && strcmp(a->owner, b->owner) == 0 &&
+           strcmp(a->from, b->from) == 0 && strcmp(a->to, b->to) == 0 &&
+           memcmp(a->mig_id, b->mig_id, FVM_HO_ID_BYTES) == 0;
 }
 
 static int timed_out(struct fvm_err *err, const struct fvm_err *cause)
 {
-    return fvm_err_set(err, FVM_ETIMEOUT, cause->sys_errno, "migrate", "the hand-over record cannot be reached: %s", cause->text);
+    return fvm_err_set(err, FVM_ETIMEOUT, cause->sys_errno, "migrate", "the hand-over record cannot be reached: %s",
+                       cause->text);
 }
 
 int fvm_record_swap(const struct fvm_record_store *store, fvm_record_next next, void *ctx, uint64_t deadline_ns,

@@ -11,7 +11,8 @@ typedef int (*fvm_record_next)(void *ctx, const struct fvm_ho_record *now, struc
 
 /**
  * fvm_record_swap - one swap, whatever the store does meanwhile. Blocks.
- * @deadline_ns  CLOCK_MONOTONIC: gives up with FVM_ETIMEOUT; the swap may then have happened or may not: read, never guess.
+ * @deadline_ns  CLOCK_MONOTONIC: gives up with FVM_ETIMEOUT; the swap may then have happened or may not: read, never
+ * guess.
  * @ret_record   the record as last read: after 0 the new one, after FVM_ESTATE the one that did not allow it.
  * Returns 0 (and the new record has been the truth), FVM_ESTATE, FVM_ETIMEOUT.
  */

@@ -1,8 +1,8 @@
 /*
  * record_file.c - the hand-over record in a file: for `fvm` processes of one machine without a cluster.
  *
- * A swap locks PATH.lock (flock), reads PATH, compares the revision, writes PATH.new, syncs and renames it over PATH. Readers
- * need no lock: rename is atomic. The lock file is never removed (removing it would let two holders in).
+ * A swap locks PATH.lock (flock), reads PATH, compares the revision, writes PATH.new, syncs and renames it over PATH.
+ * Readers need no lock: rename is atomic. The lock file is never removed (removing it would let two holders in).
  *
  * Invariant: PATH is at every instant one whole record; revisions only grow.
  */
@@ -34,8 +34,10 @@ int fvm_record_format(const struct fvm_ho_record *r, uint64_t revision, char *bu
     for (int i = 0; i < FVM_HO_ID_BYTES; i++)
         snprintf(id + 2 * i, 3, "%02x", r->mig_id[i]);
     int n = snprintf(buf, size,
-                     "fvm-record 1\nrevision %" PRIu64 "\nowner %s\nepoch %" PRIu64 "\nphase %s\nmigration %s\nfrom %s\nto %s\nend\n",
-                     revision, r->owner, r->epoch, fvm_ho_phase_text(r->phase), id, *r->from ? r->from : "-", *r->to ? r->to : "-");
+                     "fvm-record 1\nrevision %" PRIu64 "\nowner %s\nepoch %" PRIu64
+                     "\nphase %s\nmigration %s\nfrom %s\nto %s\nend\n",
+                     revision, r->owner, r->epoch, fvm_ho_phase_text(r->phase), id, *r->from ? r->from : "-",
+                     *r->to ? r->to : "-");
     return n < 0 || (size_t)n >= size ? FVM_EINVAL : n;
 }
 
@@ -98,11 +100,13 @@ static int file_read(const struct fvm_record_file *f, struct fvm_ho_record *ret_
     if (n < 0)
         return fvm_err_set(err, fvm_err_from_errno(e), e, "migrate", "record %s: %s", f->path, strerror(e));
     if (fvm_record_parse(buf, (size_t)n, ret_record, ret_revision) != 0)
-        return fvm_err_set(err, FVM_EBADIMAGE, 0, "migrate", "record %s is not a hand-over record; give another file", f->path);
+        return fvm_err_set(err, FVM_EBADIMAGE, 0, "migrate", "record %s is not a hand-over record; give another file",
+                           f->path);
     return 0;
 }
 
-static int file_write(const struct fvm_record_file *f, const struct fvm_ho_record *r, uint64_t revision, struct fvm_err *err)
+static int file_write(const struct fvm_record_file *f, const struct fvm_ho_record *r, uint64_t revision,
+                      struct fvm_err *err)
 {
     char buf[RECORD_BYTES_MAX];
     int n = fvm_record_format(r, revision, buf, sizeof(buf));
@@ -126,9 +130,11 @@ static int lock(struct fvm_record_file *f, struct fvm_err *err)
     uint64_t end = fvm_now_ns() + LOCK_WAIT_NS;
     while (flock(f->lock_fd, LOCK_EX | LOCK_NB) != 0) {
         if (errno != EWOULDBLOCK && errno != EINTR)
-            return fvm_err_set(err, fvm_err_from_errno(errno), errno, "migrate", "lock of %s: %s", f->path, strerror(errno));
+            return fvm_err_set(err, fvm_err_from_errno(errno), errno, "migrate", "lock of %s: %s", f->path,
+                               strerror(errno));
         if (fvm_now_ns() >= end)
-            return fvm_err_set(err, FVM_ETIMEOUT, 0, "migrate", "record %s is locked by another process for too long", f->path);
+            return fvm_err_set(err, FVM_ETIMEOUT, 0, "migrate", "record %s is locked by another process for too long",
+                               f->path);
         usleep(1000);
     }
     return 0;
@@ -169,7 +175,8 @@ int fvm_record_file_open(const char *path, const char *self, struct fvm_record_f
     if (f->lock_fd < 0) {
         int e = errno;
         free(f);
-        return fvm_err_set(err, fvm_err_from_errno(e), e, "migrate", "record %s: cannot make its lock file: %s", path, strerror(e));
+        return fvm_err_set(err, fvm_err_from_errno(e), e, "migrate", "record %s: cannot make its lock file: %s", path,
+                           strerror(e));
     }
     struct fvm_ho_record r;
     uint64_t revision;

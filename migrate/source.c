@@ -3,8 +3,8 @@
  *
  * Why a thread of its own: it hashes, compresses and seals; the VM's loop must turn meanwhile.
  *
- * Invariant: after BEGIN every way out goes through source_settle, which ends only with the record read (or the process told
- * to end while it cannot be read: then the guest is left paused).
+ * Invariant: after BEGIN every way out goes through source_settle, which ends only with the record read (or the process
+ * told to end while it cannot be read: then the guest is left paused).
  */
 #include <errno.h>
 #include <sodium.h>
@@ -29,7 +29,8 @@ int fvm_on_miss_parse(const char *text, enum fvm_on_miss *ret, struct fvm_err *e
     else if (strcmp(text, "pause") == 0)
         *ret = FVM_ON_MISS_PAUSE;
     else if (strcmp(text, "postcopy") == 0)
-        return fvm_err_set(err, FVM_EUNSUPPORTED, 0, "migrate", "on-miss postcopy is not built yet; use cancel or pause");
+        return fvm_err_set(err, FVM_EUNSUPPORTED, 0, "migrate",
+                           "on-miss postcopy is not built yet; use cancel or pause");
     else
         return fvm_err_set(err, FVM_EINVAL, 0, "migrate", "on-miss %.40s: use cancel or pause", text);
     return 0;
@@ -149,14 +150,17 @@ static int precopy(struct fvm_source *s, struct fvm_err *err)
         uint64_t pending = fvm_memory_pending(s->memory) << FVM_PAGE_SHIFT;
         pages = s->tx.data_pages + s->tx.zero_pages - pages;
         double ratio = pages ? (double)sent / ((double)pages * (double)FVM_PAGE_SIZE) : 1.0;
-        enum fvm_converge_next next =
-            fvm_converge_round(&s->converge, sent, pending, pending, FVM_MIN(ratio, 1.05), now - s->round_start_ns, now - s->start_ns);
-        source_report_progress(s, true, fvm_converge_stalling(&s->converge) ? "the guest writes faster than pages can be sent" : NULL);
+        enum fvm_converge_next next = fvm_converge_round(&s->converge, sent, pending, pending, FVM_MIN(ratio, 1.05),
+                                                         now - s->round_start_ns, now - s->start_ns);
+        source_report_progress(
+            s, true, fvm_converge_stalling(&s->converge) ? "the guest writes faster than pages can be sent" : NULL);
         if (next == FVM_CONVERGE_MISS)
-            return fvm_err_set(err, FVM_ETIMEOUT, 0, "migrate",
-                               "does not converge: predicted downtime %llu ms after %u rounds, allowed %llu ms; allow more downtime, "
-                               "or use on-miss pause", (unsigned long long)(s->converge.predicted_ns / 1000000), s->report.rounds,
-                               (unsigned long long)(s->converge.max_downtime_ns / 1000000));
+            return fvm_err_set(
+                err, FVM_ETIMEOUT, 0, "migrate",
+                "does not converge: predicted downtime %llu ms after %u rounds, allowed %llu ms; allow more downtime, "
+                "or use on-miss pause",
+                (unsigned long long)(s->converge.predicted_ns / 1000000), s->report.rounds,
+                (unsigned long long)(s->converge.max_downtime_ns / 1000000));
         if (next == FVM_CONVERGE_FINAL)
             return 0;
         while (!rc && fvm_now_ns() - s->round_start_ns < SOURCE_ROUND_MIN_MS * 1000000ull)
@@ -189,7 +193,8 @@ static int attempt(struct fvm_source *s, struct fvm_err *err)
 
 static bool this_machine(const char *addr)
 {
-    return strncmp(addr, "tcp://127.", 10) == 0 || strncmp(addr, "tcp://[::1]", 11) == 0 || strncmp(addr, "tcp://localhost", 15) == 0;
+    return strncmp(addr, "tcp://127.", 10) == 0 || strncmp(addr, "tcp://[::1]", 11) == 0 ||
+           strncmp(addr, "tcp://localhost", 15) == 0;
 }
 
 static void finish(struct fvm_source *s)
@@ -246,7 +251,8 @@ static void *source_main(void *arg)
     else if (rc)
         s->report.err = err;
     finish(s);
-    fvm_log(INFO, "migrate.source", "outcome=%d blackout_ms=%.1f total_ms=%.0f rounds=%u bytes=%llu verified=%d err=\"%s\"", s->report.outcome,
+    fvm_log(INFO, "migrate.source",
+            "outcome=%d blackout_ms=%.1f total_ms=%.0f rounds=%u bytes=%llu verified=%d err=\"%s\"", s->report.outcome,
             (double)s->report.blackout_ns / 1e6, (double)s->report.total_ns / 1e6, s->report.rounds,
             (unsigned long long)s->report.sent_bytes, s->report.verified, s->report.err.text);
     s->opt.hooks.done(s->opt.hooks.ctx, &s->report);
@@ -271,7 +277,8 @@ int fvm_source_start(const struct fvm_source_options *opt, struct fvm_source **r
         return fvm_err_set(err, FVM_EINVAL, 0, "migrate", "the destination's address must be tcp://host:port");
     if (!opt->self || !opt->to_name || strlen(opt->self) > FVM_HO_NAME_MAX || strlen(opt->to_name) > FVM_HO_NAME_MAX ||
         !*opt->self || !*opt->to_name || strcmp(opt->self, opt->to_name) == 0)
-        return fvm_err_set(err, FVM_EINVAL, 0, "migrate", "source and destination need different names of 1 to %d characters", FVM_HO_NAME_MAX);
+        return fvm_err_set(err, FVM_EINVAL, 0, "migrate",
+                           "source and destination need different names of 1 to %d characters", FVM_HO_NAME_MAX);
     struct fvm_source *s = calloc(1, sizeof(*s));
     if (!s)
         return fvm_err_set(err, FVM_ENOMEM, ENOMEM, "migrate", "out of memory");

@@ -1,8 +1,9 @@
 /*
- * source_final.c - the blackout and the hand-over: last pages, state, memory proof, then waiting for the record to say who owns the guest.
+ * source_final.c - the blackout and the hand-over: last pages, state, memory proof, then waiting for the record to say
+ * who owns the guest.
  *
- * Why the storage is let go before the digest: the destination must be able to take the locks right after TAKE. It is taken back, with the
- * epoch read, before the guest resumes here.
+ * Why the storage is let go before the digest: the destination must be able to take the locks right after TAKE. It is
+ * taken back, with the epoch read, before the guest resumes here.
  *
  * Invariant: the guest resumes only after fvm_ho_source_decide said RESUME of a record read just before; it is
  * reported as moved only after DESTROY. Everything else keeps it paused and reads again.
@@ -21,7 +22,8 @@ static int send_state(struct fvm_source *s, struct fvm_err *err)
     Fvm__MigrateMessage m = FVM__MIGRATE_MESSAGE__INIT;
     int rc = vm->ops->save(vm->ctx, &state.cpus, &state.devices);
     if (rc)
-        return fvm_err_set(err, rc, 0, "migrate", "cannot save the state of processors and devices: %s", fvm_err_text(rc));
+        return fvm_err_set(err, rc, 0, "migrate", "cannot save the state of processors and devices: %s",
+                           fvm_err_text(rc));
     state.paused_wall_ns = s->paused_wall_ns;
     state.paused = !s->was_running;
     m.what_case = FVM__MIGRATE_MESSAGE__WHAT_FINAL_STATE;
@@ -49,7 +51,8 @@ static int send_digest(struct fvm_source *s, uint32_t attempt, uint32_t epoch)
 
 /* ---- when the proof fails: which pages, and again ---- */
 
-static void force_differing(struct fvm_source *s, uint32_t range, const uint64_t *theirs, uint32_t *named, fvm_gpa *ret_first)
+static void force_differing(struct fvm_source *s, uint32_t range, const uint64_t *theirs, uint32_t *named,
+                            fvm_gpa *ret_first)
 {
     uint64_t ours[FVM_PROOF_RANGE_PAGES];
     const struct fvm_proof *proof = &s->memory->proof;
@@ -64,11 +67,13 @@ static void force_differing(struct fvm_source *s, uint32_t range, const uint64_t
         s->report.digest_repairs++;
         if ((*named)++ < SOURCE_NAMED_MAX)
             fvm_log(WARN, "migrate.mismatch", "gpa=0x%llx source=%016llx destination=%016llx action=resend",
-                    (unsigned long long)(pfn << FVM_PAGE_SHIFT), (unsigned long long)ours[i], (unsigned long long)theirs[i]);
+                    (unsigned long long)(pfn << FVM_PAGE_SHIFT), (unsigned long long)ours[i],
+                    (unsigned long long)theirs[i]);
     }
 }
 
-static int query_ranges(struct fvm_source *s, uint32_t *ranges, size_t count, uint32_t *named, fvm_gpa *ret_first, struct fvm_err *err)
+static int query_ranges(struct fvm_source *s, uint32_t *ranges, size_t count, uint32_t *named, fvm_gpa *ret_first,
+                        struct fvm_err *err)
 {
     Fvm__HashQuery query = FVM__HASH_QUERY__INIT;
     Fvm__MigrateMessage m = FVM__MIGRATE_MESSAGE__INIT;
@@ -83,7 +88,8 @@ static int query_ranges(struct fvm_source *s, uint32_t *ranges, size_t count, ui
     if (rc)
         return rc;
     const Fvm__HashReply *r = s->reply->hash_reply;
-    if (r->n_ranges != count || memcmp(r->ranges, ranges, count * sizeof(*ranges)) != 0 || r->n_hashes != count * FVM_PROOF_RANGE_PAGES)
+    if (r->n_ranges != count || memcmp(r->ranges, ranges, count * sizeof(*ranges)) != 0 ||
+        r->n_hashes != count * FVM_PROOF_RANGE_PAGES)
         return fvm_err_set(err, FVM_EPROTO, 0, "migrate", "the destination's hashes do not fit the question");
     for (size_t i = 0; i < count; i++)
         force_differing(s, ranges[i], r->hashes + i * FVM_PROOF_RANGE_PAGES, named, ret_first);
@@ -141,9 +147,11 @@ static int prove(struct fvm_source *s, uint32_t epoch, struct fvm_err *err)
             return 0;
         }
         if (attempt > SOURCE_REPAIRS_MAX)
-            return fvm_err_set(err, FVM_ECORRUPT, 0, "migrate",
-                               "memory at the destination still differs after %d repairs, first at guest address 0x%llx; "
-                               "the destination's memory may be faulty", SOURCE_REPAIRS_MAX, (unsigned long long)first);
+            return fvm_err_set(
+                err, FVM_ECORRUPT, 0, "migrate",
+                "memory at the destination still differs after %d repairs, first at guest address 0x%llx; "
+                "the destination's memory may be faulty",
+                SOURCE_REPAIRS_MAX, (unsigned long long)first);
         rc = repair(s, epoch, &first, err);
         if (rc)
             return rc;
@@ -267,11 +275,13 @@ void source_settle(struct fvm_source *s, const struct fvm_err *why)
             if (!err.code && cancel)
                 fvm_err_set(&err, FVM_ECANCELLED, 0, "migrate", "cancelled");
             else if (!err.code)
-                fvm_err_set(&err, FVM_ETIMEOUT, 0, "migrate", "the destination did not take the guest within %d s", SOURCE_TAKE_MS / 1000);
+                fvm_err_set(&err, FVM_ETIMEOUT, 0, "migrate", "the destination did not take the guest within %d s",
+                            SOURCE_TAKE_MS / 1000);
             told = true;
         }
         /* A destination that took the guest and then vanished, or does not get it to run, loses it again. */
-        bool taken_too_long = (err.code && waited > SOURCE_RUN_GONE_MS * 1000000ull) || waited > SOURCE_RUN_MS * 1000000ull;
+        bool taken_too_long =
+            (err.code && waited > SOURCE_RUN_GONE_MS * 1000000ull) || waited > SOURCE_RUN_MS * 1000000ull;
         if (settle_once(s, give_up, taken_too_long))
             break;
         if (cancel && waited > 60000000000ull)

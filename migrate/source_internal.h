@@ -1,6 +1,6 @@
 /*
- * source_internal.h - one attempt's struct, shared by source.c (life), source_link.c (messages, pages), source_final.c (blackout,
- * hand-over). Thread: the attempt's own, but for `cancel`.
+ * source_internal.h - one attempt's struct, shared by source.c (life), source_link.c (messages, pages), source_final.c
+ * (blackout, hand-over). Thread: the attempt's own, but for `cancel`.
  */
 #ifndef FVM_MIGRATE_SOURCE_INTERNAL_H
 #define FVM_MIGRATE_SOURCE_INTERNAL_H
@@ -15,25 +15,25 @@
 enum {
     SOURCE_CONNECT_MS = 5000,
     SOURCE_PREPARE_MS = 20000,
-    SOURCE_SILENT_MS = 10000,   /* nothing heard from the destination */
-    SOURCE_DOWN_MS = 3000,      /* connection broken and not back */
+    SOURCE_SILENT_MS = 10000,     /* nothing heard from the destination */
+    SOURCE_DOWN_MS = 3000,        /* connection broken and not back */
     SOURCE_DOWN_PAUSED_MS = 1000, /* the same while the guest stands still */
-    SOURCE_STALL_MS = 30000,    /* pages in flight, no progress */
+    SOURCE_STALL_MS = 30000,      /* pages in flight, no progress */
     SOURCE_PROBE_MS = 1000,
-    SOURCE_TAKE_MS = 30000,     /* digest sent, not taken */
-    SOURCE_RUN_MS = 15000,      /* taken, not running: hand back */
-    SOURCE_RUN_GONE_MS = 2000,  /* the same when nobody is there any more */
+    SOURCE_TAKE_MS = 30000,    /* digest sent, not taken */
+    SOURCE_RUN_MS = 15000,     /* taken, not running: hand back */
+    SOURCE_RUN_GONE_MS = 2000, /* the same when nobody is there any more */
     SOURCE_RECORD_MS = 10000,
     SOURCE_REPAIRS_MAX = 3,
-    SOURCE_ROUND_MIN_MS = 10,   /* a shorter round says nothing about rates */
-    SOURCE_NAMED_MAX = 16,      /* differing pages that are named in the log, per repair */
+    SOURCE_ROUND_MIN_MS = 10, /* a shorter round says nothing about rates */
+    SOURCE_NAMED_MAX = 16,    /* differing pages that are named in the log, per repair */
 };
 
 struct fvm_source {
     struct fvm_source_options opt; /* strings owned */
     pthread_t thread;
     int wake_fd;
-    bool cancel;       /* atomic */
+    bool cancel; /* atomic */
     struct fvm_port *control, *bulk;
     struct fvm_codec *codec;
     struct fvm_memory *memory;
@@ -49,9 +49,9 @@ struct fvm_source {
     bool compress;
 
     uint64_t heard_ns, down_ns, session, ack_ns, probe_ns, probe_wait_ns, round_sent, round_start_ns, pages_start_ns;
-    uint64_t batches; /* sent, for faults */
+    uint64_t batches;           /* sent, for faults */
     Fvm__MigrateMessage *reply; /* the last that is an answer; owned */
-    uint64_t running_ns; /* when the destination said so */
+    uint64_t running_ns;        /* when the destination said so */
 };
 
 /* source_link.c */
@@ -71,9 +71,6 @@ int source_final(struct fvm_source *s, struct fvm_err *err);
 /** Ends what BEGIN began, by reading the record. why: NULL: wait for the destination; else why it must not go on. */
 void source_settle(struct fvm_source *s, const struct fvm_err *why);
 
-static inline const struct fvm_machine *source_vm(struct fvm_source *s)
-{
-    return &s->opt.machine;
-}
+static inline const struct fvm_machine *source_vm(struct fvm_source *s) { return &s->opt.machine; }
 
 #endif

@@ -1,10 +1,13 @@
 /*
- * source_link.c - the source's connection: control messages, batches out, acks in, and noticing that nobody is there any more.
+ * source_link.c - the source's connection: control messages, batches out, acks in, and noticing that nobody is there
+ * any more.
  *
- * Why probes: ZeroMQ loses what is in flight when a connection breaks, and the last batch of a round has no successor that would
- * show the gap. After a silence the destination is told to settle all it has not seen as lost; then they are sent anew.
+ * Why probes: ZeroMQ loses what is in flight when a connection breaks, and the last batch of a round has no successor
+ * that would show the gap. After a silence the destination is told to settle all it has not seen as lost; then they are
+ * sent anew.
  *
- * Invariant: at most FVM_STREAM_WINDOW batches are unsettled, and the bulk port's queue holds more than that, so a send never blocks.
+ * Invariant: at most FVM_STREAM_WINDOW batches are unsettled, and the bulk port's queue holds more than that, so a send
+ * never blocks.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -81,8 +84,8 @@ int source_connect(struct fvm_source *s, struct fvm_err *err)
 static int bulk_addr(const char *to, const char *bulk, char *buf, size_t size)
 {
     const char *to_port = strrchr(to, ':'), *port = strrchr(bulk, ':');
-    if (strncmp(bulk, "tcp://", 6) != 0 || strncmp(to, "tcp://", 6) != 0 || !to_port || !port || strlen(port) > 6 || strlen(port) < 2 ||
-        strspn(port + 1, "0123456789") != strlen(port + 1))
+    if (strncmp(bulk, "tcp://", 6) != 0 || strncmp(to, "tcp://", 6) != 0 || !to_port || !port || strlen(port) > 6 ||
+        strlen(port) < 2 || strspn(port + 1, "0123456789") != strlen(port + 1))
         return FVM_EPROTO;
     int n = snprintf(buf, size, "%.*s%s", (int)(to_port - to), to, port);
     return n > 0 && (size_t)n < size ? 0 : FVM_EPROTO;
@@ -126,8 +129,8 @@ static void on_ack(struct fvm_source *s, const Fvm__Ack *ack)
         s->probe_wait_ns = SOURCE_PROBE_MS * 1000000ull;
     }
     if (again)
-        fvm_log(WARN, "migrate.resend", "gpa=0x%llx pages=%llu corrupt_batches=%llu", (unsigned long long)gpa, (unsigned long long)again,
-                (unsigned long long)ack->corrupt);
+        fvm_log(WARN, "migrate.resend", "gpa=0x%llx pages=%llu corrupt_batches=%llu", (unsigned long long)gpa,
+                (unsigned long long)again, (unsigned long long)ack->corrupt);
     if (ack->n_lost)
         send_probe(s, 0, s->tx.acked_seq);
 }
@@ -203,11 +206,14 @@ static int check_peer(struct fvm_source *s, struct fvm_err *err)
     uint64_t patience = s->paused ? SOURCE_DOWN_PAUSED_MS : SOURCE_DOWN_MS;
     if (s->down_ns && now - s->down_ns > patience * 1000000)
         return fvm_err_set(err, FVM_ECLOSED, 0, "migrate", "the connection to %s is broken", s->opt.to_addr);
-    if (now > s->heard_ns && now - s->heard_ns > SOURCE_SILENT_MS * 1000000ull) /* while it prepares, heard_ns lies ahead */
-        return fvm_err_set(err, FVM_ETIMEOUT, 0, "migrate", "the destination has been silent for %d s", SOURCE_SILENT_MS / 1000);
+    if (now > s->heard_ns &&
+        now - s->heard_ns > SOURCE_SILENT_MS * 1000000ull) /* while it prepares, heard_ns lies ahead */
+        return fvm_err_set(err, FVM_ETIMEOUT, 0, "migrate", "the destination has been silent for %d s",
+                           SOURCE_SILENT_MS / 1000);
     if (s->tx_open && s->tx.count) {
         if (now - s->ack_ns > SOURCE_STALL_MS * 1000000ull)
-            return fvm_err_set(err, FVM_ETIMEOUT, 0, "migrate", "no page was acknowledged for %d s", SOURCE_STALL_MS / 1000);
+            return fvm_err_set(err, FVM_ETIMEOUT, 0, "migrate", "no page was acknowledged for %d s",
+                               SOURCE_STALL_MS / 1000);
         if (now - FVM_MAX(s->ack_ns, s->probe_ns) > s->probe_wait_ns) {
             s->probe_ns = now;
             s->probe_wait_ns = FVM_MIN(s->probe_wait_ns * 2, 8000000000ull);

@@ -1,8 +1,10 @@
 /*
- * stream.c - both halves of the page stream. See stream.h for the rule; knows codec, proof and RAM, nothing of sockets and time.
+ * stream.c - both halves of the page stream. See stream.h for the rule; knows codec, proof and RAM, nothing of sockets
+ * and time.
  *
  * Invariant (sender): every page whose newest copy is not surely in the destination's RAM has version > has, or force,
- * or is in a batch of the ring. Invariant (receiver): last_seq only grows; a batch is applied iff its seq was > last_seq.
+ * or is in a batch of the ring. Invariant (receiver): last_seq only grows; a batch is applied iff its seq was >
+ * last_seq.
  */
 #include "migrate/stream.h"
 
@@ -69,10 +71,7 @@ uint64_t fvm_memory_pending(const struct fvm_memory *m)
     return n;
 }
 
-void fvm_memory_force(struct fvm_memory *m, fvm_pfn pfn)
-{
-    m->force[pfn] = 1;
-}
+void fvm_memory_force(struct fvm_memory *m, fvm_pfn pfn) { m->force[pfn] = 1; }
 
 /* ---- sender ---- */
 
@@ -81,10 +80,7 @@ void fvm_stream_tx_init(struct fvm_stream_tx *tx, struct fvm_memory *memory, str
     *tx = (struct fvm_stream_tx){.memory = memory, .codec = codec, .next_seq = 1};
 }
 
-bool fvm_stream_tx_room(const struct fvm_stream_tx *tx)
-{
-    return tx->count < FVM_STREAM_WINDOW;
-}
+bool fvm_stream_tx_room(const struct fvm_stream_tx *tx) { return tx->count < FVM_STREAM_WINDOW; }
 
 static void requeue(struct fvm_stream_tx *tx, const struct fvm_stream_batch *b)
 {
@@ -259,15 +255,17 @@ static void apply(struct fvm_stream_rx *rx, const struct fvm_batch *b)
     }
 }
 
-int fvm_stream_rx_batch(struct fvm_stream_rx *rx, const void *header, size_t header_len, void *payload, size_t payload_len)
+int fvm_stream_rx_batch(struct fvm_stream_rx *rx, const void *header, size_t header_len, void *payload,
+                        size_t payload_len)
 {
     struct fvm_codec_run hint;
     const struct fvm_batch *b;
     int rc = fvm_codec_open(rx->codec, rx->ram, header, header_len, payload, payload_len, &hint, &b);
     if (rc) {
         rx->corrupt++;
-        fvm_log(WARN, "migrate.corrupt", "gpa=0x%llx pages=%u after_seq=%llu why=%s", (unsigned long long)(hint.pfn << FVM_PAGE_SHIFT),
-                hint.count, (unsigned long long)rx->last_seq, fvm_err_name(rc));
+        fvm_log(WARN, "migrate.corrupt", "gpa=0x%llx pages=%u after_seq=%llu why=%s",
+                (unsigned long long)(hint.pfn << FVM_PAGE_SHIFT), hint.count, (unsigned long long)rx->last_seq,
+                fvm_err_name(rc));
         return rc;
     }
     if (b->seq <= rx->last_seq) {

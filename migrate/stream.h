@@ -2,9 +2,9 @@
  * stream.h - pages from RAM to RAM over a channel that loses, corrupts and cuts: sequence, acknowledgement, resend.
  * Pure of sockets: the caller carries batches and acks.
  *
- * Sender: "send what is newer than what this destination has". has[page] is the dirty epoch that a sent copy covers. A batch that is
- * reported lost, or whose fate is unknown at the end of an attempt, sets its pages back to "nothing there", so nothing else has to
- * be remembered, and a second attempt to the same image sends only the difference.
+ * Sender: "send what is newer than what this destination has". has[page] is the dirty epoch that a sent copy covers. A
+ * batch that is reported lost, or whose fate is unknown at the end of an attempt, sets its pages back to "nothing
+ * there", so nothing else has to be remembered, and a second attempt to the same image sends only the difference.
  *
  *   version[p] >  has[p]          must be sent
  *   version[p] >  round's epoch   changed again while the round ran: left for the next round
@@ -60,7 +60,8 @@ bool fvm_stream_tx_room(const struct fvm_stream_tx *tx);
  * @cursor  where the round stands (pfn), moved on; a round begins at 0 and is over when FVM_ENOENT is returned.
  * @epoch   the dirty epoch that was closed when the round began.
  */
-int fvm_stream_tx_next(struct fvm_stream_tx *tx, fvm_pfn *cursor, uint32_t epoch, bool compress, struct fvm_sealed *ret);
+int fvm_stream_tx_next(struct fvm_stream_tx *tx, fvm_pfn *cursor, uint32_t epoch, bool compress,
+                       struct fvm_sealed *ret);
 /** lost: ascending. Returns pages that must be sent again; *ret_first_gpa names the first of them. */
 uint64_t fvm_stream_tx_ack(struct fvm_stream_tx *tx, uint64_t last_seq, const uint64_t *lost, size_t lost_count,
                            fvm_gpa *ret_first_gpa);
@@ -75,10 +76,12 @@ struct fvm_stream_rx {
     uint64_t lost[FVM_STREAM_LOST_MAX]; /* ascending */
     uint32_t lost_count;
 };
-void fvm_stream_rx_init(struct fvm_stream_rx *rx, struct fvm_ram *ram, struct fvm_codec *codec, struct fvm_proof *proof);
+void fvm_stream_rx_init(struct fvm_stream_rx *rx, struct fvm_ram *ram, struct fvm_codec *codec,
+                        struct fvm_proof *proof);
 /** Frames of one batch (payload is overwritten). 0: applied, or late and dropped; FVM_ECORRUPT: dropped, counted,
  *  logged; FVM_EPROTO: give up (authentic, but senseless, or too many lost). */
-int fvm_stream_rx_batch(struct fvm_stream_rx *rx, const void *header, size_t header_len, void *payload, size_t payload_len);
+int fvm_stream_rx_batch(struct fvm_stream_rx *rx, const void *header, size_t header_len, void *payload,
+                        size_t payload_len);
 /** What has not come up to last_seq never will. */
 int fvm_stream_rx_settle(struct fvm_stream_rx *rx, uint64_t last_seq);
 /** The sender knows of lost ones up to here. */

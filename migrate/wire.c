@@ -28,7 +28,8 @@ int fvm_wire_send(struct fvm_port *port, const struct fvm_port_peer *peer, Fvm__
 static bool has_body(const Fvm__MigrateMessage *m)
 {
     /* every member of the oneof is a message: a pointer */
-    return m->what_case > FVM__MIGRATE_MESSAGE__WHAT__NOT_SET && m->what_case <= FVM__MIGRATE_MESSAGE__WHAT_ALIVE && m->alive;
+    return m->what_case > FVM__MIGRATE_MESSAGE__WHAT__NOT_SET && m->what_case <= FVM__MIGRATE_MESSAGE__WHAT_ALIVE &&
+           m->alive;
 }
 
 int fvm_wire_parse(const void *data, size_t len, Fvm__MigrateMessage **ret, struct fvm_err *err)
@@ -38,8 +39,9 @@ int fvm_wire_parse(const void *data, size_t len, Fvm__MigrateMessage **ret, stru
         return fvm_err_set(err, FVM_EPROTO, 0, "migrate", "the peer sent something that is not a migration message");
     int rc = 0;
     if (m->protocol != FVM_MIGRATE_PROTOCOL)
-        rc = fvm_err_set(err, FVM_EVERSION, 0, "migrate", "the peer (fvm %.20s) speaks migration protocol %u, this fvm %s speaks %d: %s",
-                         m->version, m->protocol, FVM_VERSION, FVM_MIGRATE_PROTOCOL,
+        rc = fvm_err_set(err, FVM_EVERSION, 0, "migrate",
+                         "the peer (fvm %.20s) speaks migration protocol %u, this fvm %s speaks %d: %s", m->version,
+                         m->protocol, FVM_VERSION, FVM_MIGRATE_PROTOCOL,
                          m->protocol > FVM_MIGRATE_PROTOCOL ? "update this side" : "update the peer");
     else if (!has_body(m))
         rc = fvm_err_set(err, FVM_EPROTO, 0, "migrate", "the peer sent an unknown or empty message");

@@ -1,11 +1,13 @@
 /*
  * port.c - ports: ROUTER and DEALER sockets with CURVE, an in-process ZAP handler, sequence numbers, and the loop pump.
  *
- * Why one file: ZeroMQ's sharp edges stay here. Its descriptor is edge-triggered and lies (it may be consumed by a send), so after
- * every callback and every send on an attached port ZMQ_EVENTS is asked again and the rest is posted to the loop. Multipart
- * messages go out whole or not at all. A listener never blocks on a peer that is gone (ROUTER_MANDATORY).
+ * Why one file: ZeroMQ's sharp edges stay here. Its descriptor is edge-triggered and lies (it may be consumed by a
+ * send), so after every callback and every send on an attached port ZMQ_EVENTS is asked again and the rest is posted to
+ * the loop. Multipart messages go out whole or not at all. A listener never blocks on a peer that is gone
+ * (ROUTER_MANDATORY).
  *
- * Invariant: a message handed to the caller had a head frame with our magic, at least one more frame, at most FRAMES_MAX.
+ * Invariant: a message handed to the caller had a head frame with our magic, at least one more frame, at most
+ * FRAMES_MAX.
  */
 #include "net/port.h"
 
@@ -47,7 +49,7 @@ struct peer_seq { /* where a peer's (or our own, per peer) numbering stands */
     uint64_t session, next_in, next_out, used;
 };
 
-struct pump { /* a port on a loop; outlives the port while a post is under way */
+struct pump {              /* a port on a loop; outlives the port while a post is under way */
     struct fvm_port *port; /* NULL: detached */
     struct fvm_loop *loop;
     struct fvm_loop_io *io;
@@ -216,7 +218,8 @@ bool fvm_port_key_valid(const char *key)
 {
     static const char z85[] = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#";
     uint8_t raw[32];
-    return key && strlen(key) == FVM_PORT_KEY_CHARS && strspn(key, z85) == FVM_PORT_KEY_CHARS && zmq_z85_decode(raw, key);
+    return key && strlen(key) == FVM_PORT_KEY_CHARS && strspn(key, z85) == FVM_PORT_KEY_CHARS &&
+           zmq_z85_decode(raw, key);
 }
 
 int fvm_port_public_key(const char *secret_key, char ret_public[FVM_PORT_KEY_CHARS + 1])
@@ -228,13 +231,10 @@ int fvm_port_public_key(const char *secret_key, char ret_public[FVM_PORT_KEY_CHA
 
 /* ---- opening ---- */
 
-static int set_int(void *sock, int option, int value)
-{
-    return zmq_setsockopt(sock, option, &value, sizeof(value));
-}
+static int set_int(void *sock, int option, int value) { return zmq_setsockopt(sock, option, &value, sizeof(value)); }
 
-static int port_new(struct fvm_port_ctx *ctx, bool router, const struct fvm_port_options *opt, struct fvm_port **ret_port,
-                    struct fvm_err *err)
+static int port_new(struct fvm_port_ctx *ctx, bool router, const struct fvm_port_options *opt,
+                    struct fvm_port **ret_port, struct fvm_err *err)
 {
     static const struct fvm_port_options defaults;
     opt = opt ? opt : &defaults;
@@ -306,24 +306,22 @@ static void domain_remove(struct fvm_port *p)
 }
 
 /* Only where asked for: with it on, ZeroMQ shows and tells IPv4 addresses in their IPv6 form. */
-static void allow_v6(struct fvm_port *p, const char *addr)
-{
-    set_int(p->sock, ZMQ_IPV6, strchr(addr, '[') != NULL);
-}
+static void allow_v6(struct fvm_port *p, const char *addr) { set_int(p->sock, ZMQ_IPV6, strchr(addr, '[') != NULL); }
 
 static int addr_error(struct fvm_err *err, const char *verb, const char *addr, int e)
 {
-    int code = e == EADDRINUSE ? FVM_EBUSY
+    int code = e == EADDRINUSE                                                             ? FVM_EBUSY
                : e == EINVAL || e == EPROTONOSUPPORT || e == ENOCOMPATPROTO || e == ENODEV ? FVM_EINVAL
-                                                                                          : fvm_err_from_errno(e);
+                                                                                           : fvm_err_from_errno(e);
     const char *hint = code == FVM_EBUSY    ? "the address is taken; choose another port or end who has it"
                        : code == FVM_EINVAL ? "write it as tcp://host:port, with a host that this machine has"
                                             : zmq_strerror(e);
     return fvm_err_set(err, code, e, "net", "cannot %s %s: %s", verb, addr, hint);
 }
 
-int fvm_port_listen(struct fvm_port_ctx *ctx, const char *addr, const struct fvm_port_keys *keys, fvm_port_allow_fn allow,
-                    void *allow_ctx, const struct fvm_port_options *opt, struct fvm_port **ret_port, struct fvm_err *err)
+int fvm_port_listen(struct fvm_port_ctx *ctx, const char *addr, const struct fvm_port_keys *keys,
+                    fvm_port_allow_fn allow, void *allow_ctx, const struct fvm_port_options *opt,
+                    struct fvm_port **ret_port, struct fvm_err *err)
 {
     struct fvm_port *p;
     int rc = port_new(ctx, true, opt, &p, err);
@@ -339,7 +337,8 @@ int fvm_port_listen(struct fvm_port_ctx *ctx, const char *addr, const struct fvm
         if (set_int(p->sock, ZMQ_CURVE_SERVER, 1) != 0 ||
             zmq_setsockopt(p->sock, ZMQ_CURVE_SECRETKEY, keys->secret_key, FVM_PORT_KEY_CHARS + 1) != 0 ||
             zmq_setsockopt(p->sock, ZMQ_ZAP_DOMAIN, domain, strlen(domain)) != 0) {
-            rc = fvm_err_set(err, FVM_EINVAL, zmq_errno(), "net", "the secret key is not a CURVE key (40 characters of Z85)");
+            rc = fvm_err_set(err, FVM_EINVAL, zmq_errno(), "net",
+                             "the secret key is not a CURVE key (40 characters of Z85)");
             goto fail;
         }
     }
@@ -384,7 +383,8 @@ int fvm_port_connect(struct fvm_port_ctx *ctx, const char *addr, const char *pee
         return rc;
     if (keys) {
         if (!fvm_port_key_valid(peer_key)) {
-            rc = fvm_err_set(err, FVM_EINVAL, 0, "net", "the peer's key is missing or not a key (40 characters of Z85)");
+            rc =
+                fvm_err_set(err, FVM_EINVAL, 0, "net", "the peer's key is missing or not a key (40 characters of Z85)");
             goto fail;
         }
         memcpy(p->peer_key, peer_key, FVM_PORT_KEY_CHARS + 1);
@@ -431,10 +431,7 @@ void fvm_port_close(struct fvm_port **port_p)
     free(p);
 }
 
-const char *fvm_port_addr(const struct fvm_port *port)
-{
-    return port->addr;
-}
+const char *fvm_port_addr(const struct fvm_port *port) { return port->addr; }
 
 /* ---- link state ---- */
 
@@ -496,12 +493,15 @@ int fvm_port_wait_up(struct fvm_port *p, int timeout_ms, struct fvm_err *err)
         if (link == FVM_PORT_UP)
             return 0;
         if (link == FVM_PORT_REFUSED)
-            return fvm_err_set(err, FVM_EAUTH, 0, "net",
-                               "%s refused the connection: our key is not known there, or its key is not the one given, or "
-                               "it is not an fvm port", p->addr);
+            return fvm_err_set(
+                err, FVM_EAUTH, 0, "net",
+                "%s refused the connection: our key is not known there, or its key is not the one given, or "
+                "it is not an fvm port",
+                p->addr);
         uint64_t now = fvm_now_ns();
         if (now >= end)
-            return fvm_err_set(err, FVM_ETIMEOUT, 0, "net", "nobody answers at %s; is it started and reachable?", p->addr);
+            return fvm_err_set(err, FVM_ETIMEOUT, 0, "net", "nobody answers at %s; is it started and reachable?",
+                               p->addr);
         zmq_pollitem_t it = {.socket = p->monitor, .events = ZMQ_POLLIN};
         zmq_poll(&it, 1, (long)FVM_MIN((end - now) / 1000000 + 1, 1000));
     }
@@ -584,7 +584,8 @@ int fvm_port_send(struct fvm_port *p, const struct fvm_port_peer *peer, const st
     for (; !rc && i < count; i++) {
         zmq_msg_t m;
         if (bufs[i].free_fn) {
-            if (zmq_msg_init_data(&m, (void *)(uintptr_t)bufs[i].data, bufs[i].len, bufs[i].free_fn, bufs[i].hint) != 0) {
+            if (zmq_msg_init_data(&m, (void *)(uintptr_t)bufs[i].data, bufs[i].len, bufs[i].free_fn, bufs[i].hint) !=
+                0) {
                 rc = FVM_ENOMEM;
                 break;
             }
@@ -610,7 +611,8 @@ int fvm_port_send(struct fvm_port *p, const struct fvm_port_peer *peer, const st
     return rc;
 }
 
-int fvm_port_send_bytes(struct fvm_port *port, const struct fvm_port_peer *peer, const void *data, size_t len, int timeout_ms)
+int fvm_port_send_bytes(struct fvm_port *port, const struct fvm_port_peer *peer, const void *data, size_t len,
+                        int timeout_ms)
 {
     struct fvm_port_buf buf = {.data = data, .len = len};
     return fvm_port_send(port, peer, &buf, 1, timeout_ms);
@@ -734,10 +736,7 @@ unsigned fvm_port_poll(struct fvm_port *const *ports, unsigned count, int wake_f
     return ready;
 }
 
-unsigned fvm_port_msg_count(const struct fvm_port_msg *msg)
-{
-    return msg->count;
-}
+unsigned fvm_port_msg_count(const struct fvm_port_msg *msg) { return msg->count; }
 
 void *fvm_port_msg_data(struct fvm_port_msg *msg, unsigned i)
 {
@@ -751,20 +750,11 @@ size_t fvm_port_msg_len(const struct fvm_port_msg *msg, unsigned i)
     return zmq_msg_size(&msg->frames[i]);
 }
 
-const struct fvm_port_peer *fvm_port_msg_peer(const struct fvm_port_msg *msg)
-{
-    return &msg->peer;
-}
+const struct fvm_port_peer *fvm_port_msg_peer(const struct fvm_port_msg *msg) { return &msg->peer; }
 
-uint64_t fvm_port_msg_session(const struct fvm_port_msg *msg)
-{
-    return msg->session;
-}
+uint64_t fvm_port_msg_session(const struct fvm_port_msg *msg) { return msg->session; }
 
-uint64_t fvm_port_msg_gap(const struct fvm_port_msg *msg)
-{
-    return msg->gap;
-}
+uint64_t fvm_port_msg_gap(const struct fvm_port_msg *msg) { return msg->gap; }
 
 void fvm_port_msg_destroy(struct fvm_port_msg **msg_p)
 {

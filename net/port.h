@@ -2,18 +2,20 @@
  * port.h - framed, authenticated messages between processes: ZeroMQ and CURVE behind one small door.
  * Only net/port*.c knows ZeroMQ.
  *
- * A listening port (ROUTER) serves many peers; a connecting port (DEALER) has one and reconnects by itself. A message is one
- * or more frames. ZeroMQ loses messages silently when a connection breaks, so each message carries its sender's session (a random
- * number per port) and a sequence number: the receiver sees in fvm_port_msg_gap how many were lost before this one, and in
- * _session that the peer started anew. Whoever needs them delivered acknowledges and resends (migrate/stream).
+ * A listening port (ROUTER) serves many peers; a connecting port (DEALER) has one and reconnects by itself. A message
+ * is one or more frames. ZeroMQ loses messages silently when a connection breaks, so each message carries its sender's
+ * session (a random number per port) and a sequence number: the receiver sees in fvm_port_msg_gap how many were lost
+ * before this one, and in _session that the peer started anew. Whoever needs them delivered acknowledges and resends
+ * (migrate/stream).
  *
  *      connect side                                      listen side
  *      fvm_port_connect ---- TCP, CURVE handshake -----> allow(public key)?     (ZAP, in-process)
  *      fvm_port_send    ---- [head|frame|frame...] ----> fvm_port_recv -> msg, from peer P
  *      fvm_port_recv    <--- [head|frame|frame...] ----- fvm_port_send(peer P)
  *
- * Keys are Z85 text (40 characters). keys == NULL on both sides: no encryption and no authentication (bulk data that is sealed
- * by its owner). Addresses: "tcp://host:port", "tcp://127.0.0.1:*" (any free port), "ipc:///path", "inproc://name".
+ * Keys are Z85 text (40 characters). keys == NULL on both sides: no encryption and no authentication (bulk data that is
+ * sealed by its owner). Addresses: "tcp://host:port", "tcp://127.0.0.1:*" (any free port), "ipc:///path",
+ * "inproc://name".
  *
  * Thread: a port belongs to one thread at a time (hand it over before use, not during); the context and keygen to any.
  * `allow` runs on the context's own thread: it must be thread-safe and quick.
@@ -48,15 +50,16 @@ struct fvm_port_peer {
 /** May a client with this public key connect? addr: its IP address as text. */
 typedef bool (*fvm_port_allow_fn)(void *ctx, const char *public_key, const char *addr);
 
-struct fvm_port_options {       /* zero = default */
-    int hwm;                    /* messages queued per direction and peer before send blocks; default 256 */
-    uint64_t frame_bytes_max;   /* a larger frame closes the connection; default FVM_PORT_MSG_BYTES_MAX */
-    unsigned linger_ms;         /* how long close waits for queued messages to leave; default 0 */
-    unsigned heartbeat_ms;      /* a silent peer counts as gone after 3 of these; default 2000 */
-    int buffer_bytes;           /* socket buffers; default: the system's */
+struct fvm_port_options {     /* zero = default */
+    int hwm;                  /* messages queued per direction and peer before send blocks; default 256 */
+    uint64_t frame_bytes_max; /* a larger frame closes the connection; default FVM_PORT_MSG_BYTES_MAX */
+    unsigned linger_ms;       /* how long close waits for queued messages to leave; default 0 */
+    unsigned heartbeat_ms;    /* a silent peer counts as gone after 3 of these; default 2000 */
+    int buffer_bytes;         /* socket buffers; default: the system's */
 };
 
-/** A frame to send. With `free_fn` the memory is handed over (no copy) and freed, even when the send fails; else it is copied. */
+/** A frame to send. With `free_fn` the memory is handed over (no copy) and freed, even when the send fails; else it is
+ * copied. */
 struct fvm_port_buf {
     const void *data;
     size_t len;
@@ -64,11 +67,11 @@ struct fvm_port_buf {
     void *hint;
 };
 
-enum fvm_port_link {        /* of a connecting port */
-    FVM_PORT_CONNECTING,    /* not yet up */
-    FVM_PORT_UP,            /* handshake done */
-    FVM_PORT_DOWN,          /* was up, trying again */
-    FVM_PORT_REFUSED,       /* the peer does not accept our key, or is not who it should be; still tried */
+enum fvm_port_link {                      /* of a connecting port */
+                     FVM_PORT_CONNECTING, /* not yet up */
+                     FVM_PORT_UP,         /* handshake done */
+                     FVM_PORT_DOWN,       /* was up, trying again */
+                     FVM_PORT_REFUSED, /* the peer does not accept our key, or is not who it should be; still tried */
 };
 
 int fvm_port_ctx_create(int io_threads, struct fvm_port_ctx **ret_ctx, struct fvm_err *err);
@@ -119,12 +122,13 @@ int fvm_port_send_bytes(struct fvm_port *port, const struct fvm_port_peer *peer,
 int fvm_port_recv(struct fvm_port *port, struct fvm_port_msg **ret_msg, int timeout_ms);
 /**
  * Waits until one of the ports has a message, or wake_fd (-1: none) is readable.
- * Returns a bit per ready port (bit i for ports[i]), bit 31 for wake_fd; 0 on timeout. A port may be ready and recv still
- * find nothing (malformed message).
+ * Returns a bit per ready port (bit i for ports[i]), bit 31 for wake_fd; 0 on timeout. A port may be ready and recv
+ * still find nothing (malformed message).
  */
 unsigned fvm_port_poll(struct fvm_port *const *ports, unsigned count, int wake_fd, int timeout_ms);
 
-/* --- on a loop instead of blocking: fn gets every message on the loop's thread and owns it (take: set *msg_p to NULL) --- */
+/* --- on a loop instead of blocking: fn gets every message on the loop's thread and owns it (take: set *msg_p to NULL)
+ * --- */
 typedef void (*fvm_port_recv_fn)(void *ctx, struct fvm_port *port, struct fvm_port_msg **msg_p);
 /** fn may send on, detach and close the port. Messages not taken are destroyed after fn. */
 int fvm_port_attach(struct fvm_port *port, struct fvm_loop *loop, fvm_port_recv_fn fn, void *ctx);

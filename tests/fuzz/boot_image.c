@@ -25,30 +25,27 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     return 0;
 }
 
-static void put(uint8_t *buf, size_t at, uint32_t value, unsigned bytes)
-{
-    memcpy(buf + at, &value, bytes);
-}
+static void put(uint8_t *buf, size_t at, uint32_t value, unsigned bytes) { memcpy(buf + at, &value, bytes); }
 
 static size_t seed_linux(uint8_t *buf)
 {
     memset(buf, 0x90, 0x8000);
     memset(buf, 0, 0x400);
-    buf[0x1f1] = 4;                 /* setup sectors */
-    put(buf, 0x1f4, 0x700, 4);      /* syssize */
+    buf[0x1f1] = 4;            /* setup sectors */
+    put(buf, 0x1f4, 0x700, 4); /* syssize */
     put(buf, 0x1fe, 0xaa55, 2);
     put(buf, 0x200, 0x6aeb, 2);
     memcpy(buf + 0x202, "HdrS", 4);
     put(buf, 0x206, 0x20f, 2);
-    buf[0x211] = 1;                 /* loaded high */
+    buf[0x211] = 1; /* loaded high */
     put(buf, 0x214, 0x100000, 4);
     put(buf, 0x22c, 0x7fffffff, 4); /* initrd max */
     put(buf, 0x230, 0x200000, 4);
     buf[0x234] = 1;
-    put(buf, 0x236, 0x2b, 2);       /* 64-bit entry */
+    put(buf, 0x236, 0x2b, 2); /* 64-bit entry */
     put(buf, 0x238, 2047, 4);
-    put(buf, 0x258, 0x1000000, 4);  /* preferred address */
-    put(buf, 0x260, 0x100000, 4);   /* init size */
+    put(buf, 0x258, 0x1000000, 4); /* preferred address */
+    put(buf, 0x260, 0x100000, 4);  /* init size */
     return 0x8000;
 }
 
@@ -74,7 +71,7 @@ static size_t seed_multiboot(uint8_t *buf, bool elf)
     }
     put(buf, header, 0x1badb002, 4);
     put(buf, header + 4, (uint32_t)flags, 4);
-    put(buf, header + 8, (uint32_t)-(0x1badb002 + flags), 4);
+    put(buf, header + 8, (uint32_t) - (0x1badb002 + flags), 4);
     put(buf, header + 12, 0x100040, 4);
     put(buf, header + 16, 0x100000, 4);
     put(buf, header + 20, 0x101000, 4);

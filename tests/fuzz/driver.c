@@ -1,8 +1,8 @@
 /*
  * driver.c - a fuzzer's smoke test without libFuzzer: fuzz_NAME [-n ROUNDS] [-s SEED] [FILE...]
  *
- * Without files: takes the target's own seeds, as they are and then mutated. With files: runs just those. When an input kills the
- * process it is left in fuzz-NAME.crash, so that the same program can be run on it.
+ * Without files: takes the target's own seeds, as they are and then mutated. With files: runs just those. When an input
+ * kills the process it is left in fuzz-NAME.crash, so that the same program can be run on it.
  */
 #include <fcntl.h>
 #include <signal.h>
@@ -62,7 +62,8 @@ static void resize(size_t at, size_t del, size_t ins)
 
 static void mutate_once(void)
 {
-    static const uint64_t numbers[] = {0, 1, 0x7f, 0x80, 0xff, 0x7fff, 0xffff, 0x7fffffff, 0x80000000, 0xffffffff, INT64_MAX, UINT64_MAX};
+    static const uint64_t numbers[] = {0,      1,          0x7f,       0x80,       0xff,      0x7fff,
+                                       0xffff, 0x7fffffff, 0x80000000, 0xffffffff, INT64_MAX, UINT64_MAX};
     size_t at = rnd(d.len + 1), n = 1 + rnd(rnd(4) ? 8 : 300);
     n = at + n > d.len ? d.len - at : n;
     switch (rnd(7)) {
@@ -147,7 +148,7 @@ int main(int argc, char **argv)
     while (fuzz_seed(seeds, d.input))
         seeds++;
     run_all(seeds, rounds);
-    printf("%s: %u seeds, %llu mutations from seed %llu\n", name ? name + 1 : argv[0], seeds, (unsigned long long)rounds,
-           (unsigned long long)seed);
+    printf("%s: %u seeds, %llu mutations from seed %llu\n", name ? name + 1 : argv[0], seeds,
+           (unsigned long long)rounds, (unsigned long long)seed);
     return 0;
 }

@@ -1,6 +1,7 @@
 /*
- * fuzz.h - a fuzz target: tests/fuzz/NAME.c. Built with clang and FVM_FUZZ it is a libFuzzer program; else driver.c mutates the seeds
- * that the target itself makes, a fixed number of times from a fixed seed (ctest label fuzz, meant for the dev preset: ASan, UBSan).
+ * fuzz.h - a fuzz target: tests/fuzz/NAME.c. Built with clang and FVM_FUZZ it is a libFuzzer program; else driver.c
+ * mutates the seeds that the target itself makes, a fixed number of times from a fixed seed (ctest label fuzz, meant
+ * for the dev preset: ASan, UBSan).
  */
 #ifndef FVM_TESTS_FUZZ_FUZZ_H
 #define FVM_TESTS_FUZZ_FUZZ_H

@@ -1,6 +1,7 @@
 /*
- * A batch of pages from the wire. First byte: 0 raw frames (they must not authenticate and must do no harm), else the header and payload
- * are sealed here with the right key, so that what lies behind the authentication is reached: a source gone mad.
+ * A batch of pages from the wire. First byte: 0 raw frames (they must not authenticate and must do no harm), else the
+ * header and payload are sealed here with the right key, so that what lies behind the authentication is reached: a
+ * source gone mad.
  */
 #include <sodium.h>
 #include <stdlib.h>
@@ -47,7 +48,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         memcpy(aad, ticket.mig_id, FVM_HO_ID_BYTES);
         aad[FVM_HO_ID_BYTES] = 1;
         memcpy(aad + FVM_HO_ID_BYTES + 8, header, head);
-        crypto_aead_chacha20poly1305_ietf_encrypt(payload, &len, payload, len, aad, FVM_HO_ID_BYTES + 8 + head, NULL, nonce, key);
+        crypto_aead_chacha20poly1305_ietf_encrypt(payload, &len, payload, len, aad, FVM_HO_ID_BYTES + 8 + head, NULL,
+                                                  nonce, key);
     }
     fvm_stream_rx_init(&f.rx, f.ram, f.codec, &f.proof);
     fvm_stream_rx_batch(&f.rx, header, head, payload, len);
@@ -91,8 +93,8 @@ size_t fuzz_seed(unsigned i, uint8_t *buf)
         memcpy(aad, ticket.mig_id, FVM_HO_ID_BYTES);
         aad[FVM_HO_ID_BYTES] = 1;
         memcpy(aad + FVM_HO_ID_BYTES + 8, s.header, s.header_len);
-        if (crypto_aead_chacha20poly1305_ietf_decrypt(buf + n, &len, NULL, s.payload, s.payload_len, aad, FVM_HO_ID_BYTES + 8 + s.header_len,
-                                                      nonce, key))
+        if (crypto_aead_chacha20poly1305_ietf_decrypt(buf + n, &len, NULL, s.payload, s.payload_len, aad,
+                                                      FVM_HO_ID_BYTES + 8 + s.header_len, nonce, key))
             abort();
         n += len;
     } else {

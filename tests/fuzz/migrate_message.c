@@ -16,7 +16,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     Fvm__MigrateMessage *m;
     if (fvm_wire_parse(data, size, &m, &err) != 0)
         return 0;
-    if (m->what_case == FVM__MIGRATE_MESSAGE__WHAT_FINAL_STATE && m->final_state->cpus && fvm_cpu_model_find("fvm64-v2", &model, &err) == 0)
+    if (m->what_case == FVM__MIGRATE_MESSAGE__WHAT_FINAL_STATE && m->final_state->cpus &&
+        fvm_cpu_model_find("fvm64-v2", &model, &err) == 0)
         (void)fvm_cpu_state_check(m->final_state->cpus, model, 1, &err);
     if (m->what_case == FVM__MIGRATE_MESSAGE__WHAT_PREPARE && m->prepare->config)
         (void)fvm_config_check(m->prepare->config, false, &err);

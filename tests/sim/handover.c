@@ -1,13 +1,13 @@
 /*
- * The hand-over under faults: two nodes, any number of migrations back and forth, two processes per node, one record, one storage.
- * A seed decides every step: who acts on what he last read, which message is lost, late or doubled, whose swap or whose answer gets
- * lost, who crashes, when the store is away. After each step:
+ * The hand-over under faults: two nodes, any number of migrations back and forth, two processes per node, one record,
+ * one storage. A seed decides every step: who acts on what he last read, which message is lost, late or doubled, whose
+ * swap or whose answer gets lost, who crashes, when the store is away. After each step:
  *
  *   one runner      at most one process executes the guest
  *   fresh           who starts executing has the newest memory
  *   one writer      who executes writes with the epoch that storage accepted last
- *   nothing wasted  no step but a crash takes away the last copy that the record allows to run; no cold boot while there is one
- *   recoverable     when the faults end, the guest runs after a while
+ *   nothing wasted  no step but a crash takes away the last copy that the record allows to run; no cold boot while
+ * there is one recoverable     when the faults end, the guest runs after a while
  *
  * The rules under test are migrate/handover.c itself, included here with its guards as switches: every single guard
  * removed must be found out. A run is named by its seed: sim_handover SEED [GUARD] prints its steps.
@@ -16,10 +16,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define GUARDS(X)                                                                                                                \
-    X(BEGIN_OWNER) X(BEGIN_STABLE) X(ABORT_OWNER) X(ABORT_MIG) X(TAKE_IMAGE) X(TAKE_TICKET) X(RUN_STORAGE)          \
-    X(HANDBACK_TAKEN) X(HANDBACK_HOLDS) X(CLAIM_SOURCE) X(CLAIM_DEST) X(SOURCE_OWN_MIG) X(SOURCE_READS_STABLE)                   \
-    X(SOURCE_WAITS_RUN) X(DEST_OWN_EPOCH) X(DEST_WAITS_RUN)
+#define GUARDS(X)                                                                                                      \
+    X(BEGIN_OWNER)                                                                                                     \
+    X(BEGIN_STABLE) X(ABORT_OWNER) X(ABORT_MIG) X(TAKE_IMAGE) X(TAKE_TICKET) X(RUN_STORAGE) X(HANDBACK_TAKEN)          \
+        X(HANDBACK_HOLDS) X(CLAIM_SOURCE) X(CLAIM_DEST) X(SOURCE_OWN_MIG) X(SOURCE_READS_STABLE) X(SOURCE_WAITS_RUN)   \
+            X(DEST_OWN_EPOCH) X(DEST_WAITS_RUN)
 #define X(name) G_##name,
 enum { G_NONE, GUARDS(X) G_COUNT };
 #undef X
@@ -54,7 +55,8 @@ struct world {
     bool up[NODES], faults, store_away, verbose;
     struct proc proc[NODES][SLOTS];
     struct message net[MESSAGES];
-    bool bound[4096]; /* by migration: a destination process was connected; another never gets its pages (CURVE keys per process) */
+    bool bound[4096]; /* by migration: a destination process was connected; another never gets its pages (CURVE keys per
+                         process) */
     const char *violation;
     unsigned step, crashes, moves, crash_one_in;
 };
@@ -68,15 +70,9 @@ static uint32_t rnd(struct world *w, uint32_t n)
     return (uint32_t)((w->rng >> 20) % n);
 }
 
-static bool fault(struct world *w, uint32_t one_in)
-{
-    return w->faults && rnd(w, one_in) == 0;
-}
+static bool fault(struct world *w, uint32_t one_in) { return w->faults && rnd(w, one_in) == 0; }
 
-static int node_of(const char *name)
-{
-    return strcmp(name, "b") == 0;
-}
+static int node_of(const char *name) { return strcmp(name, "b") == 0; }
 
 static void bad(struct world *w, const char *what)
 {
@@ -87,8 +83,9 @@ static void bad(struct world *w, const char *what)
 static void say(const struct world *w, int node, int slot, const char *what)
 {
     if (w->verbose)
-        printf("%4u %s%d %-22s %s,%s e%llu m%u  fence %llu\n", w->step, node < 0 ? "-" : names[node], slot, what, w->record.owner,
-               fvm_ho_phase_text(w->record.phase), (unsigned long long)w->record.epoch, w->record.mig_id[0], (unsigned long long)w->fence);
+        printf("%4u %s%d %-22s %s,%s e%llu m%u  fence %llu\n", w->step, node < 0 ? "-" : names[node], slot, what,
+               w->record.owner, fvm_ho_phase_text(w->record.phase), (unsigned long long)w->record.epoch,
+               w->record.mig_id[0], (unsigned long long)w->fence);
 }
 
 /* ---- what must always hold ---- */
@@ -109,7 +106,8 @@ static bool holder(const struct world *w)
             bool paused = p->kind == PAUSED && same_mig(&w->record, p) && node_of(p->ticket.from) == n;
             if (!fresh)
                 continue;
-            if (w->record.phase == FVM_HO_TAKEN ? image || (paused && !owner) : (owner && (p->kind == RUN || paused)) || image)
+            if (w->record.phase == FVM_HO_TAKEN ? image || (paused && !owner)
+                                                : (owner && (p->kind == RUN || paused)) || image)
                 return true;
         }
     return false;
@@ -349,7 +347,9 @@ static void settle_dest(struct world *w, int n, struct proc *p)
     case FVM_HO_DEST_ACTIVATE:
         if (rnd(w, 3) == 0)
             activate(w, p, p->know.epoch);
-        else if (rnd(w, 6) == 0 && fvm_ho_handback(&p->know, p->know_rev == w->rev ? holds(w, !n, PAUSED) : FVM_HO_HOLDS_UNKNOWN, &next) == 0)
+        else if (rnd(w, 6) == 0 &&
+                 fvm_ho_handback(&p->know, p->know_rev == w->rev ? holds(w, !n, PAUSED) : FVM_HO_HOLDS_UNKNOWN,
+                                 &next) == 0)
             swap(w, p, &next);
         else if (fvm_ho_run(&p->know, &p->ticket, p->storage_epoch, &next) == 0)
             swap(w, p, &next);
@@ -480,7 +480,12 @@ static void one_step(struct world *w)
 
 static const char *run_seed(uint64_t seed, bool verbose, unsigned *ret_moves)
 {
-    struct world w = {.rng = seed * 0x9e3779b97f4a7c15ull + 1, .rev = 1, .fence = 1, .up = {true, true}, .faults = true, .verbose = verbose};
+    struct world w = {.rng = seed * 0x9e3779b97f4a7c15ull + 1,
+                      .rev = 1,
+                      .fence = 1,
+                      .up = {true, true},
+                      .faults = true,
+                      .verbose = verbose};
     w.record = (struct fvm_ho_record){.owner = "a", .epoch = 1, .phase = FVM_HO_STABLE};
     w.crash_one_in = seed % 3 ? 60 : 1000; /* calm runs get further */
     w.proc[0][0] = (struct proc){.kind = RUN, .storage_epoch = 1};
@@ -527,7 +532,8 @@ int main(int argc, char **argv)
         uint64_t seed = 0;
         while (!v && ++seed <= 40000)
             v = run_seed(seed, false, &moves);
-        printf("without %-20s %s%s (seed %llu)\n", guard_names[removed], v ? "found: " : "NOT FOUND", v ? v : "", (unsigned long long)seed);
+        printf("without %-20s %s%s (seed %llu)\n", guard_names[removed], v ? "found: " : "NOT FOUND", v ? v : "",
+               (unsigned long long)seed);
         failures += v == NULL;
     }
     return failures ? 1 : 0;

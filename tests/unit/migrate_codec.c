@@ -1,4 +1,5 @@
-/* Batches: round trips in every coding and cipher; what must not open; the page stream over a channel that loses and damages. */
+/* Batches: round trips in every coding and cipher; what must not open; the page stream over a channel that loses and
+ * damages. */
 #include <CUnit/Basic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -35,10 +36,7 @@ static void pair_end(struct pair *p)
     fvm_codec_destroy(&p->open);
 }
 
-static uint64_t next(uint64_t *s)
-{
-    return *s = *s * 6364136223846793005ull + 1442695040888963407ull;
-}
+static uint64_t next(uint64_t *s) { return *s = *s * 6364136223846793005ull + 1442695040888963407ull; }
 
 /* kind 0: random, 1: compressible, 2: zero */
 static void fill_page(uint8_t *page, int kind, uint64_t *seed)
@@ -70,14 +68,17 @@ static void round_trip(unsigned cipher, int kind, bool compress)
     }
     uint32_t data = b->data_pages, zero = b->zero_pages;
     CU_ASSERT_EQUAL(fvm_codec_seal(p.seal, 3, compress, &sealed), 0);
-    CU_ASSERT_EQUAL_FATAL(fvm_codec_open(p.open, p.to, sealed.header, sealed.header_len, sealed.payload, sealed.payload_len, &hint, &got), 0);
+    CU_ASSERT_EQUAL_FATAL(
+        fvm_codec_open(p.open, p.to, sealed.header, sealed.header_len, sealed.payload, sealed.payload_len, &hint, &got),
+        0);
     CU_ASSERT_EQUAL(got->seq, 3);
     CU_ASSERT_EQUAL(got->data_pages, data);
     CU_ASSERT_EQUAL(got->zero_pages, zero);
     CU_ASSERT_EQUAL(hint.pfn, 10);
     const uint8_t *bytes = got->data;
     for (uint32_t i = 0; i < got->run_count; i++)
-        for (uint64_t pfn = got->runs[i].pfn; !got->runs[i].zero && pfn < got->runs[i].pfn + got->runs[i].count; pfn++, bytes += 4096)
+        for (uint64_t pfn = got->runs[i].pfn; !got->runs[i].zero && pfn < got->runs[i].pfn + got->runs[i].count;
+             pfn++, bytes += 4096)
             CU_ASSERT_EQUAL(memcmp(bytes, fvm_ram_hva(p.from, pfn << 12), 4096), 0);
     free(sealed.header);
     free(sealed.payload);
@@ -177,7 +178,8 @@ static void test_lossy(void)
             if (luck == 1)
                 s.payload[s.payload_len / 3] ^= 1;
             if (luck > 0)
-                CU_ASSERT_NOT_EQUAL(fvm_stream_rx_batch(&rx, s.header, s.header_len, s.payload, s.payload_len), FVM_EPROTO);
+                CU_ASSERT_NOT_EQUAL(fvm_stream_rx_batch(&rx, s.header, s.header_len, s.payload, s.payload_len),
+                                    FVM_EPROTO);
             if (luck == 2) /* twice, the second time it is opened in place already: garbage */
                 fvm_stream_rx_batch(&rx, s.header, s.header_len, s.payload, s.payload_len);
             free(s.header);
@@ -284,7 +286,8 @@ static void test_senseless(void)
         memcpy(aad, ticket.mig_id, FVM_HO_ID_BYTES);
         aad[FVM_HO_ID_BYTES] = (uint8_t)ticket.epoch;
         memcpy(aad + FVM_HO_ID_BYTES + 8, head, n);
-        crypto_aead_chacha20poly1305_ietf_encrypt(payload, &len, plain, sizeof(plain), aad, FVM_HO_ID_BYTES + 8 + n, NULL, nonce, key);
+        crypto_aead_chacha20poly1305_ietf_encrypt(payload, &len, plain, sizeof(plain), aad, FVM_HO_ID_BYTES + 8 + n,
+                                                  NULL, nonce, key);
         int rc = fvm_codec_open(p.open, p.to, head, n, payload, len, &hint, &got);
         CU_ASSERT_EQUAL(rc, i == 0 ? 0 : FVM_EPROTO); /* the first one shows that the sealing here is right */
     }

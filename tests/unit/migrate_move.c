@@ -1,6 +1,6 @@
 /*
- * Whole migrations of a toy machine over loopback: source and destination threads, real ports, a record file. Every failure must
- * leave exactly one side with the guest, and the record must say which.
+ * Whole migrations of a toy machine over loopback: source and destination threads, real ports, a record file. Every
+ * failure must leave exactly one side with the guest, and the record must say which.
  */
 #include <CUnit/Basic.h>
 #include <poll.h>
@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "migrate/record.h"
+#include "migrate/wire.h"
 #include "tests/unit/migrate_toy.h"
 
 struct move { /* one attempt's stage */
@@ -31,14 +32,8 @@ static bool allow(void *ctx, const char *key, const char *addr)
     (void)addr;
     return strcmp(key, m->source_keys.public_key) == 0;
 }
-static void source_done(void *ctx, const struct fvm_migrate_report *r)
-{
-    ((struct move *)ctx)->sr = *r;
-}
-static void dest_done(void *ctx, const struct fvm_migrate_report *r)
-{
-    ((struct move *)ctx)->dr = *r;
-}
+static void source_done(void *ctx, const struct fvm_migrate_report *r) { ((struct move *)ctx)->sr = *r; }
+static void dest_done(void *ctx, const struct fvm_migrate_report *r) { ((struct move *)ctx)->dr = *r; }
 
 static void stage(struct move *m, uint64_t memory)
 {
@@ -53,12 +48,24 @@ static void stage(struct move *m, uint64_t memory)
     CU_ASSERT_EQUAL_FATAL(fvm_record_file_open(m->record_path, NULL, &m->dest_file, &err), 0);
     toy_init(&m->source, memory, true);
     toy_init(&m->dest, memory, false);
-    m->so = (struct fvm_source_options){.machine = toy_machine(&m->source), .record = fvm_record_file_store(m->source_file), .ctx = m->ctx,
-                                        .keys = m->source_keys, .to_key = m->dest_keys.public_key, .self = "alpha", .to_name = "beta",
-                                        .memory_p = &m->memory, .hooks = {.done = source_done, .ctx = m}};
-    m->dopt = (struct fvm_dest_options){.machine = toy_machine(&m->dest), .record = fvm_record_file_store(m->dest_file), .ctx = m->ctx,
-                                        .keys = m->dest_keys, .listen_addr = "tcp://127.0.0.1:*", .self = "beta", .allow = allow,
-                                        .allow_ctx = m, .hooks = {.done = dest_done, .ctx = m}};
+    m->so = (struct fvm_source_options){.machine = toy_machine(&m->source),
+                                        .record = fvm_record_file_store(m->source_file),
+                                        .ctx = m->ctx,
+                                        .keys = m->source_keys,
+                                        .to_key = m->dest_keys.public_key,
+                                        .self = "alpha",
+                                        .to_name = "beta",
+                                        .memory_p = &m->memory,
+                                        .hooks = {.done = source_done, .ctx = m}};
+    m->dopt = (struct fvm_dest_options){.machine = toy_machine(&m->dest),
+                                        .record = fvm_record_file_store(m->dest_file),
+                                        .ctx = m->ctx,
+                                        .keys = m->dest_keys,
+                                        .listen_addr = "tcp://127.0.0.1:*",
+                                        .self = "beta",
+                                        .allow = allow,
+                                        .allow_ctx = m,
+                                        .hooks = {.done = dest_done, .ctx = m}};
 }
 
 static void listen_now(struct move *m)
@@ -145,8 +152,9 @@ static void test_idle(void)
     listen_now(&m);
     send_now(&m);
     check_moved(&m);
-    printf("\n  idle 64 MiB: blackout %.2f ms, total %.1f ms, %llu bytes, %u rounds ... ", (double)m.sr.blackout_ns / 1e6,
-           (double)m.sr.total_ns / 1e6, (unsigned long long)m.sr.sent_bytes, m.sr.rounds);
+    printf("\n  idle 64 MiB: blackout %.2f ms, total %.1f ms, %llu bytes, %u rounds ... ",
+           (double)m.sr.blackout_ns / 1e6, (double)m.sr.total_ns / 1e6, (unsigned long long)m.sr.sent_bytes,
+           m.sr.rounds);
     strike(&m);
 }
 
@@ -353,6 +361,134 @@ static void test_does_not_converge(void)
     strike(&m);
 }
 
+/* ---- a source gone mad: its key is good, what it says is not ---- */
+
+static struct fvm_port *mad_connect(struct move *m)
+{
+    struct fvm_port *p = NULL;
+    struct fvm_err err = {0};
+    CU_ASSERT_EQUAL_FATAL(
+        fvm_port_connect(m->ctx, fvm_dest_addr(m->d), m->dest_keys.public_key, &m->source_keys, NULL, &p, &err), 0);
+    CU_ASSERT_EQUAL_FATAL(fvm_port_wait_up(p, 5000, &err), 0);
+    return p;
+}
+
+/* The code of the Stop that comes back. */
+static int mad_answer(struct fvm_port *p)
+{
+    struct fvm_port_msg *msg;
+    Fvm__MigrateMessage *m = NULL;
+    struct fvm_err err;
+    int code = 0;
+    if (fvm_port_recv(p, &msg, 5000) != 0)
+        return -1000;
+    if (fvm_wire_parse(fvm_port_msg_data(msg, 0), fvm_port_msg_len(msg, 0), &m, &err) == 0 &&
+        m->what_case == FVM__MIGRATE_MESSAGE__WHAT_STOP)
+        code = m->stop->code;
+    if (m)
+        fvm__migrate_message__free_unpacked(m, NULL);
+    fvm_port_msg_destroy(&msg);
+    return code;
+}
+
+static void test_mad_source(void)
+{
+    static const Fvm__MigrateMessage__WhatCase early[] = {
+        FVM__MIGRATE_MESSAGE__WHAT_START, FVM__MIGRATE_MESSAGE__WHAT_FINAL_STATE, FVM__MIGRATE_MESSAGE__WHAT_DIGEST,
+        FVM__MIGRATE_MESSAGE__WHAT_HASH_QUERY};
+    struct move m;
+    stage(&m, 32 << 20);
+    toy_fill(&m.source, 500, 12);
+    listen_now(&m);
+    struct fvm_port *p = mad_connect(&m);
+    for (size_t i = 0; i < FVM_ARRAY_SIZE(early); i++) { /* out of order */
+        Fvm__Start start = FVM__START__INIT;
+        Fvm__FinalState state = FVM__FINAL_STATE__INIT;
+        Fvm__Digest digest = FVM__DIGEST__INIT;
+        Fvm__HashQuery query = FVM__HASH_QUERY__INIT;
+        Fvm__MigrateMessage msg = FVM__MIGRATE_MESSAGE__INIT;
+        msg.what_case = early[i];
+        msg.start = i == 0 ? &start : NULL;
+        if (i == 1)
+            msg.final_state = &state;
+        else if (i == 2)
+            msg.digest = &digest;
+        else if (i == 3)
+            msg.hash_query = &query;
+        CU_ASSERT_EQUAL(fvm_wire_send(p, NULL, &msg), 0);
+    }
+    for (int i = 0; i < 200; i++) { /* noise */
+        uint8_t junk[64];
+        for (size_t k = 0; k < sizeof(junk); k++)
+            junk[k] = (uint8_t)((size_t)i * 37 + k * k);
+        fvm_port_send_bytes(p, NULL, junk, (size_t)i % sizeof(junk), 100);
+    }
+    CU_ASSERT_EQUAL(mad_answer(p), FVM_EPROTO);
+    fvm_port_close(&p);
+
+    p = mad_connect(&m); /* another version */
+    Fvm__Alive alive = FVM__ALIVE__INIT;
+    Fvm__MigrateMessage msg = FVM__MIGRATE_MESSAGE__INIT;
+    uint8_t buf[64];
+    msg.what_case = FVM__MIGRATE_MESSAGE__WHAT_ALIVE;
+    msg.alive = &alive;
+    msg.protocol = FVM_MIGRATE_PROTOCOL + 1;
+    msg.version = (char *)"9.9";
+    fvm_port_send_bytes(p, NULL, buf, fvm__migrate_message__pack(&msg, buf), 1000);
+    CU_ASSERT_EQUAL(mad_answer(p), FVM_EVERSION);
+    fvm_port_close(&p);
+
+    send_now(&m); /* and still it serves an honest one */
+    check_moved(&m);
+    strike(&m);
+}
+
+/* A Prepare without its parts, then one that is good and a Start that is not of this record; a second source finds it
+ * busy. */
+static void test_mad_prepare(void)
+{
+    struct move m;
+    stage(&m, 32 << 20);
+    toy_fill(&m.source, 500, 13);
+    listen_now(&m);
+    struct fvm_port *p = mad_connect(&m), *q;
+    Fvm__Prepare prepare = FVM__PREPARE__INIT;
+    Fvm__Start start = FVM__START__INIT;
+    Fvm__MigrateMessage msg = FVM__MIGRATE_MESSAGE__INIT;
+    uint8_t bytes[32] = {1};
+    struct fvm_port_msg *got;
+    msg.what_case = FVM__MIGRATE_MESSAGE__WHAT_PREPARE;
+    msg.prepare = &prepare;
+    for (int i = 0; i < 2; i++) {
+        CU_ASSERT_EQUAL(fvm_wire_send(p, NULL, &msg), 0);
+        CU_ASSERT_EQUAL_FATAL(fvm_port_recv(p, &got, 5000), 0);
+        fvm_port_msg_destroy(&got);
+        prepare.config = &m.source.config;
+        prepare.from = (char *)"alpha";
+        prepare.to = (char *)"beta";
+        prepare.page_bytes = 4096;
+        prepare.ciphers = 2;
+    }
+    q = mad_connect(&m);
+    CU_ASSERT_EQUAL(fvm_wire_send(q, NULL, &msg), 0);
+    CU_ASSERT_EQUAL(mad_answer(q), FVM_EBUSY);
+    fvm_port_close(&q);
+    start.mig_id = (ProtobufCBinaryData){.len = 16, .data = bytes};
+    start.bulk_key = (ProtobufCBinaryData){.len = 32, .data = bytes};
+    start.epoch = 1;
+    msg.what_case = FVM__MIGRATE_MESSAGE__WHAT_START;
+    msg.start = &start;
+    CU_ASSERT_EQUAL(fvm_wire_send(p, NULL, &msg), 0); /* nobody did BEGIN: refused by the record */
+    CU_ASSERT_EQUAL_FATAL(fvm_port_recv(p, &got, 5000), 0);
+    fvm_port_msg_destroy(&got);
+    fvm_wire_stop(p, NULL, &(struct fvm_err){.code = FVM_ECANCELLED, .text = "enough"});
+    fvm_port_close(&p);
+    poll(NULL, 0, 200);
+    send_now(&m);
+    check_moved(&m);
+    strike(&m);
+}
+
 int main(void)
 {
     CU_initialize_registry();
@@ -370,6 +506,8 @@ int main(void)
     CU_add_test(s, "wrong name", test_wrong_name);
     CU_add_test(s, "cancel", test_cancel);
     CU_add_test(s, "destination vanishes", test_dest_vanishes);
+    CU_add_test(s, "mad source", test_mad_source);
+    CU_add_test(s, "mad prepare", test_mad_prepare);
     CU_add_test(s, "does not converge", test_does_not_converge);
     CU_basic_set_mode(CU_BRM_VERBOSE);
     CU_basic_run_tests();

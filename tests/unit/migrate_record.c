@@ -78,7 +78,8 @@ static void test_race(void)
 
 static void test_garbage(void)
 {
-    struct fvm_ho_record r = {.owner = "a", .epoch = 3, .phase = FVM_HO_MIG, .from = "a", .to = "b", .mig_id = {0xab}}, got;
+    struct fvm_ho_record r = {.owner = "a", .epoch = 3, .phase = FVM_HO_MIG, .from = "a", .to = "b", .mig_id = {0xab}},
+                         got;
     char text[1024], bad[1100];
     uint64_t revision;
     int n = fvm_record_format(&r, 9, text, sizeof(text));
@@ -151,12 +152,15 @@ static void test_unclear(void)
 {
     for (int answers = 0; answers < 2; answers++)
         for (int requests = 0; requests < 4; requests++) {
-            struct shaky s = {.record = {.owner = "a", .epoch = 1, .phase = FVM_HO_STABLE}, .revision = 5, .lose_answers = answers,
+            struct shaky s = {.record = {.owner = "a", .epoch = 1, .phase = FVM_HO_STABLE},
+                              .revision = 5,
+                              .lose_answers = answers,
                               .lose_requests = requests};
             struct fvm_record_store store = {shaky_get, shaky_cas, &s};
             struct fvm_ho_record r;
             struct fvm_err err;
-            CU_ASSERT_EQUAL(fvm_record_swap(&store, next_begin, (void *)"a", fvm_now_ns() + 2000000000ull, &r, &err), 0);
+            CU_ASSERT_EQUAL(fvm_record_swap(&store, next_begin, (void *)"a", fvm_now_ns() + 2000000000ull, &r, &err),
+                            0);
             CU_ASSERT_EQUAL(s.swaps, 1); /* never twice */
             CU_ASSERT_EQUAL(r.phase, FVM_HO_MIG);
             CU_ASSERT_EQUAL(fvm_record_swap(&store, next_begin, (void *)"c", fvm_now_ns(), &r, &err), FVM_ESTATE);

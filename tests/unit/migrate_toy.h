@@ -14,13 +14,13 @@ struct toy { /* one VM, or the place for one */
     struct fvm_ram *ram;
     Fvm__VmConfig config;
     uint8_t id[16];
-    pthread_mutex_t lock;  /* a write and its version are one step for the dirty log */
+    pthread_mutex_t lock; /* a write and its version are one step for the dirty log */
     pthread_t writer;
     bool writer_on, running, stop, storage;
     unsigned writes_per_ms; /* pages */
     uint64_t storage_epoch, writes;
     int fail_activate, fail_check, fail_save, activations, runs, pauses;
-    uint64_t state;         /* what save saves and restore restores */
+    uint64_t state; /* what save saves and restore restores */
     uint64_t elapsed_ns;
 };
 
@@ -97,21 +97,13 @@ static bool toy_same(const struct toy *a, const struct toy *b)
 {
     return a->ram->low_bytes == b->ram->low_bytes && a->ram->high_bytes == b->ram->high_bytes &&
            memcmp(a->ram->base, b->ram->base, a->ram->low_bytes) == 0 &&
-           (!a->ram->high_bytes || memcmp(a->ram->base + FVM_RAM_HIGH_BASE, b->ram->base + FVM_RAM_HIGH_BASE, a->ram->high_bytes) == 0);
+           (!a->ram->high_bytes ||
+            memcmp(a->ram->base + FVM_RAM_HIGH_BASE, b->ram->base + FVM_RAM_HIGH_BASE, a->ram->high_bytes) == 0);
 }
 
-static struct fvm_ram *t_ram(void *ctx)
-{
-    return ((struct toy *)ctx)->ram;
-}
-static const Fvm__VmConfig *t_config(void *ctx)
-{
-    return &((struct toy *)ctx)->config;
-}
-static bool t_running(void *ctx)
-{
-    return __atomic_load_n(&((struct toy *)ctx)->running, __ATOMIC_ACQUIRE);
-}
+static struct fvm_ram *t_ram(void *ctx) { return ((struct toy *)ctx)->ram; }
+static const Fvm__VmConfig *t_config(void *ctx) { return &((struct toy *)ctx)->config; }
+static bool t_running(void *ctx) { return __atomic_load_n(&((struct toy *)ctx)->running, __ATOMIC_ACQUIRE); }
 static bool t_alive(void *ctx)
 {
     (void)ctx;
@@ -179,10 +171,7 @@ static int t_create(void *ctx, const Fvm__VmConfig *config, struct fvm_err *err)
     t->config.memory_bytes = config->memory_bytes;
     return fvm_ram_create(config->memory_bytes, &t->ram, err);
 }
-static void t_discard(void *ctx)
-{
-    fvm_ram_destroy(&((struct toy *)ctx)->ram);
-}
+static void t_discard(void *ctx) { fvm_ram_destroy(&((struct toy *)ctx)->ram); }
 static int t_check(void *ctx, const Fvm__CpusState *cpus, const Fvm__DevicesState *devices, struct fvm_err *err)
 {
     (void)devices;

@@ -1,6 +1,6 @@
 /* Ports: round trips, who is let in, lost messages noticed, strangers' bytes, the loop. Loopback only. */
-#include <arpa/inet.h>
 #include <CUnit/Basic.h>
+#include <arpa/inet.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -42,7 +42,8 @@ static void test_round_trip(void)
     CU_ASSERT_EQUAL_FATAL(fvm_port_connect(ctx, fvm_port_addr(l), server.public_key, &client, NULL, &c, &err), 0);
     CU_ASSERT_EQUAL_FATAL(fvm_port_wait_up(c, 5000, &err), 0);
     char *given = strdup("given away");
-    struct fvm_port_buf bufs[3] = {{.data = "one", .len = 3}, {.data = given, .len = 10, .free_fn = frees, .hint = &freed}, {.len = 0}};
+    struct fvm_port_buf bufs[3] = {
+        {.data = "one", .len = 3}, {.data = given, .len = 10, .free_fn = frees, .hint = &freed}, {.len = 0}};
     CU_ASSERT_EQUAL(fvm_port_send(c, NULL, bufs, 3, 1000), 0);
     CU_ASSERT_EQUAL_FATAL(fvm_port_recv(l, &m, 5000), 0);
     CU_ASSERT_EQUAL(fvm_port_msg_count(m), 3);
@@ -87,7 +88,8 @@ static void test_who(void)
     CU_ASSERT_EQUAL(try_connect(fvm_port_addr(l), "short", &client), FVM_EINVAL);
     CU_ASSERT_EQUAL(try_connect("tcp://127.0.0.1:1", server.public_key, &client), FVM_ETIMEOUT);
     CU_ASSERT_EQUAL(try_connect("nonsense", server.public_key, &client), FVM_EINVAL);
-    CU_ASSERT_EQUAL(fvm_port_listen(ctx, fvm_port_addr(l), &server, allow, client.public_key, NULL, &dup, &err), FVM_EBUSY);
+    CU_ASSERT_EQUAL(fvm_port_listen(ctx, fvm_port_addr(l), &server, allow, client.public_key, NULL, &dup, &err),
+                    FVM_EBUSY);
     CU_ASSERT_PTR_NULL(dup);
     fvm_port_close(&l);
     char public_key[FVM_PORT_KEY_CHARS + 1];
@@ -97,7 +99,8 @@ static void test_who(void)
     CU_ASSERT_FALSE(fvm_port_key_valid("0123456789012345678901234567890123456 89"));
 }
 
-/* The peer goes and comes again: a new session; what it lost while its queue was full shows as a gap on the next message. */
+/* The peer goes and comes again: a new session; what it lost while its queue was full shows as a gap on the next
+ * message. */
 static void test_gap(void)
 {
     struct fvm_port_options small = {.hwm = 4};
@@ -178,7 +181,9 @@ static void on_server(void *p, struct fvm_port *port, struct fvm_port_msg **msg)
 {
     struct echo *e = p;
     CU_ASSERT_EQUAL(e->inside++, 0);
-    CU_ASSERT_EQUAL(fvm_port_send_bytes(port, fvm_port_msg_peer(*msg), fvm_port_msg_data(*msg, 0), fvm_port_msg_len(*msg, 0), 1000), 0);
+    CU_ASSERT_EQUAL(
+        fvm_port_send_bytes(port, fvm_port_msg_peer(*msg), fvm_port_msg_data(*msg, 0), fvm_port_msg_len(*msg, 0), 1000),
+        0);
     e->inside--;
 }
 
@@ -213,7 +218,8 @@ static void test_loop(void)
     struct fvm_err err = {0};
     struct fvm_loop_timer *timer;
     CU_ASSERT_EQUAL_FATAL(fvm_loop_create(&e.loop), 0);
-    CU_ASSERT_EQUAL_FATAL(fvm_port_connect(ctx, fvm_port_addr(l), server.public_key, &client, NULL, &e.client, &err), 0);
+    CU_ASSERT_EQUAL_FATAL(fvm_port_connect(ctx, fvm_port_addr(l), server.public_key, &client, NULL, &e.client, &err),
+                          0);
     for (int i = 0; i < 10; i++)
         CU_ASSERT_EQUAL(fvm_port_send_bytes(e.client, NULL, &i, sizeof(i), 1000), 0);
     CU_ASSERT_EQUAL(fvm_port_attach(l, e.loop, on_server, &e), 0);
@@ -234,7 +240,8 @@ int main(void)
 {
     struct fvm_err err = {0};
     fvm_log_set_level(FVM_LOG_ERROR);
-    if (fvm_port_ctx_create(1, &ctx, &err) || fvm_port_keygen(&server) || fvm_port_keygen(&client) || fvm_port_keygen(&stranger))
+    if (fvm_port_ctx_create(1, &ctx, &err) || fvm_port_keygen(&server) || fvm_port_keygen(&client) ||
+        fvm_port_keygen(&stranger))
         return 1;
     CU_initialize_registry();
     CU_pSuite s = CU_add_suite("net_port", NULL, NULL);
