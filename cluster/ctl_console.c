@@ -192,7 +192,6 @@ int ctl_vm_console(struct ctl *ctl, struct fvm_err *err)
     sigaddset(&set, SIGTERM);
     sigaddset(&set, SIGINT);
     sigaddset(&set, SIGHUP);
-    sigprocmask(SIG_BLOCK, &set, NULL);
     int signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
     if (signals < 0)
         return fvm_err_set(err, fvm_err_from_errno(errno), errno, "cluster", "cannot watch signals: %s",

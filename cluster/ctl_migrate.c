@@ -144,7 +144,7 @@ static int watch_signals(struct watch *w, struct fvm_err *err)
     sigemptyset(&set);
     sigaddset(&set, SIGINT);
     sigaddset(&set, SIGTERM);
-    sigprocmask(SIG_BLOCK, &set, NULL);
+    sigaddset(&set, SIGHUP);
     w->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
     return w->signals >= 0 ? 0
                            : fvm_err_set(err, fvm_err_from_errno(errno), errno, "cluster", "cannot watch signals: %s",

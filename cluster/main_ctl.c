@@ -14,19 +14,32 @@ const char *argp_program_version = "fvm-cluster " FVM_VERSION;
 struct command {
     const char *noun, *verb;
     int (*run)(struct ctl *ctl, struct fvm_err *err);
-    bool files_only; /* needs no key and no node */
+    unsigned how;
+};
+
+enum {
+    FILES_ONLY = 1, /* needs no key and no node */
+    SIGNALS = 2,    /* takes SIGINT and its like from a descriptor */
 };
 
 static const struct command commands[] = {
-    {"init", NULL, ctl_cluster_init, true},      {"node", "add", ctl_node_add, true},
-    {"node", "remove", ctl_node_remove, true},   {"node", "list", ctl_node_list, false},
-    {"operator", "add", ctl_operator_add, true}, {"operator", "remove", ctl_operator_remove, true},
-    {"vm", "create", ctl_vm_create, false},      {"vm", "start", ctl_vm_start, false},
-    {"vm", "stop", ctl_vm_stop, false},          {"vm", "kill", ctl_vm_kill, false},
-    {"vm", "delete", ctl_vm_delete, false},      {"vm", "pause", ctl_vm_pause, false},
-    {"vm", "resume", ctl_vm_resume, false},      {"vm", "list", ctl_vm_list, false},
-    {"vm", "show", ctl_vm_show, false},          {"vm", "console", ctl_vm_console, false},
-    {"vm", "migrate", ctl_vm_migrate, false},
+    {"init", NULL, ctl_cluster_init, FILES_ONLY},
+    {"node", "add", ctl_node_add, FILES_ONLY},
+    {"node", "remove", ctl_node_remove, FILES_ONLY},
+    {"node", "list", ctl_node_list, 0},
+    {"operator", "add", ctl_operator_add, FILES_ONLY},
+    {"operator", "remove", ctl_operator_remove, FILES_ONLY},
+    {"vm", "create", ctl_vm_create, 0},
+    {"vm", "start", ctl_vm_start, 0},
+    {"vm", "stop", ctl_vm_stop, 0},
+    {"vm", "kill", ctl_vm_kill, 0},
+    {"vm", "delete", ctl_vm_delete, 0},
+    {"vm", "pause", ctl_vm_pause, 0},
+    {"vm", "resume", ctl_vm_resume, 0},
+    {"vm", "list", ctl_vm_list, 0},
+    {"vm", "show", ctl_vm_show, 0},
+    {"vm", "console", ctl_vm_console, SIGNALS},
+    {"vm", "migrate", ctl_vm_migrate, SIGNALS},
 };
 
 static const struct command *find(const struct ctl_options *o)
@@ -38,6 +51,17 @@ static const struct command *find(const struct ctl_options *o)
     return NULL; /* ctl_args.c lets only known ones through */
 }
 
+/* Before the first thread is made: a thread that does not block them would swallow them. */
+static void block_signals(void)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGHUP);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+}
+
 int main(int argc, char **argv)
 {
     struct ctl ctl = {0};
@@ -47,12 +71,14 @@ int main(int argc, char **argv)
     fvm_log_set_level(FVM_LOG_ERROR);
     const struct command *command = find(&ctl.opt);
     fvm_assert(command);
+    if (command->how & SIGNALS)
+        block_signals();
     int rc = 0;
     if (ctl.opt.dir)
         snprintf(ctl.dir_path, sizeof(ctl.dir_path), "%s", ctl.opt.dir);
     else
         rc = fvm_dir_default(ctl.dir_path, sizeof(ctl.dir_path), &err);
-    if (!rc && !command->files_only)
+    if (!rc && !(command->how & FILES_ONLY))
         rc = ctl_open(&ctl, &err);
     if (!rc)
         rc = command->run(&ctl, &err);

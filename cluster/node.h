@@ -55,7 +55,8 @@ struct node_call {
     char who[FVM_DIR_NAME_MAX + 12]; /* "operator admin" */
     uint64_t id;
     uint64_t session;
-    void (*cancelled)(struct node_call *call); /* the peer cancelled or is gone; may be NULL */
+    void (*cancelled)(struct node_call *call); /* the peer asked for it; may be NULL */
+    void (*gone)(struct node_call *call);      /* the peer is not there any more; may be NULL */
     void (*input)(struct node_call *call, const uint8_t *data, size_t len);
     void *ctx;
 };
@@ -184,6 +185,8 @@ const char *node_vm_state_text(const struct node_vm *vm);
 /** "running", "stopped"... with the reason, into the store; only the record's owner does it. */
 void node_vm_publish(struct node_vm *vm, const char *state, const char *reason, int exit_status);
 bool node_vm_owned(struct node *node, const char *name);
+/** The VM is deleted: what is left of it in the state directory goes, too. */
+void node_vm_remove_dir(struct node *node, const char *name);
 
 /* node_args.c: the command line of `fvm run`; free with node_args_free. */
 int node_args_make(const struct node_vm *vm, const struct node_arrival *incoming, char ***ret_argv,

@@ -118,17 +118,29 @@ static void judge(struct node *node, const char *name, const struct fvm_ho_recor
         ask_holding(node, name, r->owner);
 }
 
+static bool exists(struct node *node, const char *name)
+{
+    struct vmdb_vm vm = {0};
+    int rc = vmdb_get(node->store, name, &vm, NULL);
+    vmdb_vm_fini(&vm);
+    return rc != FVM_ENOENT;
+}
+
 void node_agent_look(struct node *node, const struct fvm_store_items *changed)
 {
     for (size_t i = 0; i < changed->count; i++) {
         const struct fvm_store_item *item = &changed->items[i];
         char name[FVM_STORE_KEY_MAX];
-        const char *slash = item->value ? strrchr(item->key, '/') : NULL;
+        const char *slash = strrchr(item->key, '/');
         struct fvm_ho_record r;
         uint64_t revision;
-        if (!slash || strcmp(slash, "/record") || slash <= item->key + 4)
+        if (!slash || slash <= item->key + 4)
             continue;
         snprintf(name, sizeof(name), "%.*s", (int)(slash - item->key - 4), item->key + 4);
+        if (!item->value && strcmp(slash, "/config") == 0 && !exists(node, name))
+            node_vm_remove_dir(node, name);
+        if (!item->value || strcmp(slash, "/record"))
+            continue;
         if (fvm_vmrecord_get(node->store, name, &r, &revision, NULL) == 0 && r.phase == FVM_HO_STABLE)
             judge(node, name, &r, revision); /* what is in the middle gets its time: repair looks at it */
     }

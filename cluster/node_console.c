@@ -156,7 +156,7 @@ static struct viewer *unlink_viewer(struct node_call *call)
 static void on_cancelled(struct node_call *call)
 {
     free(unlink_viewer(call));
-    call->cancelled = NULL;
+    call->cancelled = call->gone = NULL;
     node_call_text(call, "console closed");
 }
 
@@ -188,7 +188,7 @@ void node_console_open(struct node_vm *vm, struct node_call *call, bool history)
     Fvm__Reply hello = FVM__REPLY__INIT;
     hello.text = vm->node->name;
     node_call_send(call, &hello);
-    call->cancelled = on_cancelled;
+    call->cancelled = call->gone = on_cancelled;
     if (history && c->kept) {
         size_t start = (c->head + RING - c->kept) % RING, first = FVM_MIN(c->kept, RING - start);
         send_bytes(call, c->ring + start, first);
@@ -223,7 +223,7 @@ void node_console_stop(struct node_vm *vm, const char *moved_to)
     while (c->viewers) {
         struct node_call *call = c->viewers->call;
         free(unlink_viewer(call));
-        call->cancelled = NULL;
+        call->cancelled = call->gone = NULL;
         call->input = NULL;
         if (moved_to && *moved_to)
             node_call_redirect(call, moved_to);

@@ -37,7 +37,7 @@ void node_move_free(struct node_vm *vm)
         struct fvm_err err = {0};
         fvm_err_set(&err, FVM_ECLOSED, 0, "cluster", "node %s stopped watching; \"vm show %s\" tells how it ended",
                     vm->node->name, vm->name);
-        m->call->cancelled = NULL;
+        m->call->cancelled = m->call->gone = NULL;
         node_call_fail(m->call, &err);
     }
     free(m);
@@ -62,7 +62,7 @@ static void move_failed(struct node_vm *vm, const struct fvm_err *err)
     if (m->drop_there)
         drop_destination(vm, m->to);
     if (call) {
-        call->cancelled = NULL;
+        call->cancelled = call->gone = NULL;
         node_call_fail(call, err);
     }
     node_move_free(vm);
@@ -148,7 +148,7 @@ static void move_done(struct node_vm *vm, json_t *event)
     if (rehearsed)
         drop_destination(vm, m->to);
     if (call) {
-        call->cancelled = NULL;
+        call->cancelled = call->gone = NULL;
         node_call_end(call, &reply);
     }
     node_move_free(vm);
@@ -267,6 +267,15 @@ static void on_cancelled(struct node_call *call)
                                 vm);
 }
 
+/* The operator's tool ended: the migration does not. */
+static void on_gone(struct node_call *call)
+{
+    struct node_vm *vm = call->ctx;
+    vm->leaving->call = NULL;
+    call->cancelled = call->gone = NULL;
+    node_call_text(call, "nobody listens");
+}
+
 static int check_move(struct node_vm *vm, const Fvm__VmMigrate *r, struct fvm_err *err)
 {
     struct node *node = vm->node;
@@ -310,6 +319,7 @@ void node_migrate_start(struct node_call *call, struct node_vm *vm, const Fvm__V
         vm->leaving = m;
         call->ctx = vm;
         call->cancelled = on_cancelled;
+        call->gone = on_gone;
         if (node_control_call(vm->control, json_pack("{s:s}", "cmd", "migrate-key"), NODE_ASK_MS * 2, on_key, vm) ==
             0) {
             fvm_log(INFO, "vm.migrate", "vm=%s to=%s by=\"%s\"", vm->name, m->to, call->who);

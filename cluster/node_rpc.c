@@ -18,8 +18,9 @@ static void send_reply(struct node_call *call, Fvm__Reply *reply)
 {
     reply->id = call->id;
     int rc = fvm_rpc_send_reply(call->node->port, &call->peer, reply);
-    if (rc == FVM_ECLOSED && !reply->last && call->cancelled)
-        call->cancelled(call); /* may end the call */
+    bool slow = rc == FVM_EBUSY && call->input; /* a console's viewer that does not read */
+    if ((rc == FVM_ECLOSED || slow) && !reply->last && call->gone)
+        call->gone(call); /* may end the call */
     else if (rc && rc != FVM_ECLOSED)
         fvm_log(WARN, "rpc.reply_dropped", "to=\"%s\" why=\"%s\"", call->who, fvm_err_text(rc));
 }

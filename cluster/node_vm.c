@@ -366,6 +366,21 @@ static int prepare_dir(struct node_vm *vm, struct fvm_err *err)
     return rc;
 }
 
+void node_vm_remove_dir(struct node *node, const char *name)
+{
+    static const char *const files[] = {"config",        "log",  "log.1",   "console.log",
+                                        "console.log.1", "exit", "control", "console"};
+    char dir[4200], path[4400];
+    if (node_vm_find(node, name) || fvm_dir_check_name("VM", name, NULL))
+        return;
+    snprintf(dir, sizeof(dir), "%.3900s/vms/%s", node->state_dir, name);
+    for (size_t i = 0; i < FVM_ARRAY_SIZE(files); i++) {
+        snprintf(path, sizeof(path), "%s/%s", dir, files[i]);
+        (void)unlink(path);
+    }
+    (void)rmdir(dir);
+}
+
 int node_vm_start(struct node *node, const char *name, const Fvm__VmConfig *config, struct node_arrival *incoming,
                   struct node_vm **ret_vm, struct fvm_err *err)
 {
