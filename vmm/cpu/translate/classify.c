@@ -229,10 +229,10 @@ void fvm_tr_classify(struct fvm_tr *tr, struct fvm_tr_insn *i)
     else if ((c = sensitive_class(tr, in)) < 0 && (c = branch_class(in)) < 0 && (c = string_class(in)) < 0 &&
              (c = plain_class(i, tr->bits)) < 0)
         c = fvm_insn_is_system(in) ? FVM_C_SYSTEM : memory_class(i);
-    if (tr->bits == 16 && c != FVM_C_SYSTEM && c != FVM_C_UD)
-        c = FVM_C_ONE; /* real and 16-bit code: one at a time until it has its own translation */
     if (tr->bits == 32 && in->z.address_width == 16 && i->mem_op != 0xff)
         c = FVM_C_ONE;
+    if (tr->bits == 32 && in->z.address_width == 16 && c == FVM_C_LOOP)
+        c = FVM_C_ONE; /* counts in cx: exec_one's */
     i->class = (uint8_t)c;
     if (c == FVM_C_LOOP)
         i->regs |= 1u << FVM_RCX;

@@ -150,9 +150,13 @@ int fvm_exec_read_mm(struct fvm_vcpu *v, unsigned a, unsigned b, uint8_t ret[16]
     return 0;
 }
 
-/* An instruction without memory operand, as it is (a class of exec_one only in 16-bit code). */
+/* An instruction without memory operand, as it is. Never a branch: it would run off in the host. */
 static int exec_plain(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_fault *fault)
 {
+    if (in->z.meta.branch_type != ZYDIS_BRANCH_TYPE_NONE) {
+        *fault = (struct fvm_fault){.vector = FVM_EXC_UD};
+        return FVM_FAULT;
+    }
     struct fvm_emit em = snippet_begin(v);
     fvm_emit_copy(&em, in, fvm_vcpu_code_bits(v));
     snippet_end(v, &em);
@@ -253,6 +257,21 @@ static int exec_stack(struct fvm_vcpu *v, const struct fvm_insn *in, uint64_t *r
             value = next + (uint64_t)in->z.raw.imm[0].value.s;
         else if (fvm_operand_read(v, in, &in->ops[0], bytes, &value, fault))
             return FVM_FAULT;
+        break;
+    case ZYDIS_MNEMONIC_JCXZ:
+        if ((uint16_t)v->regs[FVM_RCX])
+            return 0;
+        value = next + (uint64_t)in->z.raw.imm[0].value.s;
+        break;
+    case ZYDIS_MNEMONIC_LOOP: case ZYDIS_MNEMONIC_LOOPE: case ZYDIS_MNEMONIC_LOOPNE:
+        if (in->z.address_width != 16)
+            return -1;
+        fvm_reg_set(v, FVM_RCX, 2, v->regs[FVM_RCX] - 1);
+        if (!(uint16_t)v->regs[FVM_RCX] ||
+            (in->z.mnemonic == ZYDIS_MNEMONIC_LOOPE && !(v->rflags & FVM_F_ZF)) ||
+            (in->z.mnemonic == ZYDIS_MNEMONIC_LOOPNE && (v->rflags & FVM_F_ZF)))
+            return 0;
+        value = next + (uint64_t)in->z.raw.imm[0].value.s;
         break;
     default:
         return -1;

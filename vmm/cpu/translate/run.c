@@ -306,6 +306,10 @@ bool fvm_run_step(struct fvm_vcpu *v, struct fvm_run_result *result)
     if (v->run == FVM_RUN_SHUTDOWN)
         return false;
     uint8_t mode = fvm_mode_of(v);
+    if (FVM_UNLIKELY((mode & FVM_MODE_BITS) == 0)) {
+        shutdown_vcpu(v, "16-bit code, which this version of fvm does not run");
+        return false;
+    }
     if (v->engine->config.single_insn)
         mode |= FVM_MODE_SINGLE;
     uint32_t n = block_for(v, mode, &fault);
