@@ -49,7 +49,7 @@ static const struct argp_option table[] = {
     {"append", O_APPEND, "TEXT", 0, "the kernel's command line", 0},
     {"memory", O_MEMORY, "SIZE", 0, "guest memory, as 512M or 2G (default 1G)", 0},
     {"cpus", O_CPUS, "N", 0, "processors (default 1)", 0},
-    {"cpu", O_CPU, "MODEL", 0, "fvm64-v1 .. fvm64-v4", 0},
+    {"cpu", O_CPU, "MODEL", 0, "fvm64-v1 .. fvm64-v3", 0},
     {"disk", O_DISK, "FILE[,readonly][,serial=S]", 0, "raw image or block device, seen by all nodes; may be repeated",
      0},
     {"net", O_NET, "switch[,mac=M]|user[,hostfwd=...]|none", 0,

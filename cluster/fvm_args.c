@@ -28,8 +28,8 @@ static const struct argp_option run_options[] = {
     {"append", O_APPEND, "TEXT", 0, "the kernel's command line", 0},
     {0, 0, 0, 0, "The machine:", 2},
     {"memory", O_MEMORY, "SIZE", 0, "guest memory, as 512M or 2G (default 1G)", 0},
-    {"cpus", O_CPUS, "N", 0, "processors (default 1)", 0},
-    {"cpu", O_CPU, "MODEL", 0, "fvm64-v1 .. fvm64-v4 (default: fvm64-v3 where the host has it)", 0},
+    {"cpus", O_CPUS, "N", 0, "processors: 1, more are not possible yet", 0},
+    {"cpu", O_CPU, "MODEL", 0, "fvm64-v1 .. fvm64-v3 (default: fvm64-v3 where the host has it)", 0},
     {"disk", O_DISK, "FILE[,readonly][,serial=S]", 0, "a raw disk image or block device; may be repeated", 0},
     {"net", O_NET, "user[,hostfwd=tcp:ADDR:PORT-:PORT]|switch:PATH|none", 0, "a network card; may be repeated", 0},
     {"serial", O_SERIAL, "stdio|file:F|unix:F|none", 0, "where COM1 goes (default stdio)", 0},
@@ -46,7 +46,7 @@ static const struct argp_option run_options[] = {
     {"sandbox", O_SANDBOX, "on|off|log", 0, "system call filter and privilege drop (default on)", 0},
     {0, 0, 0, 0, "Looking inside:", 4},
     {"stats", O_STATS, 0, 0, "print counters at the end", 0},
-    {"trace", O_TRACE, "exec,int,mmu,io", 0, "trace events", 0},
+    {"trace", O_TRACE, "exec,int,io,code", 0, "trace blocks, events, chips, translations", 0},
     {"trace-file", O_TRACE_FILE, "FILE", 0, "where to (default stderr)", 0},
     {"single-block", O_SINGLE_BLOCK, 0, 0, "never chain translated blocks", 0},
     {"single-insn", O_SINGLE_INSN, 0, 0, "one instruction per block", 0},
@@ -86,7 +86,6 @@ static int parse_trace(struct parse *p, const char *text)
     static const struct { const char *name; unsigned bit;
     } words[] = {{"exec", FVM_TRACE_EXEC},
                  {"int", FVM_TRACE_INT},
-                 {"mmu", FVM_TRACE_MMU},
                  {"io", FVM_TRACE_IO},
                  {"code", FVM_TRACE_CODE}};
     while (*text) {
@@ -95,7 +94,7 @@ static int parse_trace(struct parse *p, const char *text)
             if (strlen(words[i].name) == n && !memcmp(words[i].name, text, n))
                 break;
         if (i == FVM_ARRAY_SIZE(words))
-            return fvm_err_set(p->err, FVM_EINVAL, 0, room, "--trace %.40s: possible are exec, int, mmu and io", text);
+            return fvm_err_set(p->err, FVM_EINVAL, 0, room, "--trace %.40s: possible are exec, int, io and code", text);
         p->run->trace |= words[i].bit;
         text += n + (text[n] == ',');
     }

@@ -20,7 +20,7 @@ _fvm_cluster() {
     --on-miss) mapfile -t COMPREPLY < <(compgen -W "cancel pause" -- "$cur"); return ;;
     --on-reset) mapfile -t COMPREPLY < <(compgen -W "reset stop" -- "$cur"); return ;;
     --net) mapfile -t COMPREPLY < <(compgen -W "switch user none" -- "$cur"); return ;;
-    --cpu) mapfile -t COMPREPLY < <(compgen -W "fvm64-v1 fvm64-v2 fvm64-v3 fvm64-v4" -- "$cur"); return ;;
+    --cpu) mapfile -t COMPREPLY < <(compgen -W "fvm64-v1 fvm64-v2 fvm64-v3" -- "$cur"); return ;;
     esac
     if [[ $cur == -* ]]; then
         local options="--dir --as --node --json --help --version"

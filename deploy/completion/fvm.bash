@@ -22,7 +22,7 @@ _fvm() {
         esac
         return
         ;;
-    --cpu) COMPREPLY=($(compgen -W 'fvm64-v1 fvm64-v2 fvm64-v3 fvm64-v4' -- "$cur")) && return ;;
+    --cpu) COMPREPLY=($(compgen -W 'fvm64-v1 fvm64-v2 fvm64-v3' -- "$cur")) && return ;;
     --net) COMPREPLY=($(compgen -W 'user switch: none' -- "$cur")) && return ;;
     --trace) COMPREPLY=($(compgen -W 'exec int mmu io code' -- "$cur")) && return ;;
     --log-level) COMPREPLY=($(compgen -W 'error warn info debug' -- "$cur")) && return ;;

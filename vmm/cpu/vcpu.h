@@ -9,7 +9,7 @@
 #include "base/err.h"
 #include "vmm/cpu/state.h"
 
-enum { FVM_TRACE_EXEC = 1, FVM_TRACE_INT = 2, FVM_TRACE_MMU = 4, FVM_TRACE_IO = 8, FVM_TRACE_CODE = 16 };
+enum { FVM_TRACE_EXEC = 1, FVM_TRACE_INT = 2, FVM_TRACE_IO = 8, FVM_TRACE_CODE = 16 };
 
 struct fvm_engine_config {
     uint64_t cache_bytes;   /* code cache, 0: default */
