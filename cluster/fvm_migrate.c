@@ -30,7 +30,10 @@ struct fvm_run_migration { /* loop's thread */
     char allow[FVM_PORT_KEY_CHARS + 1];
     char self[FVM_HO_NAME_MAX + 1]; /* our name in the record, and where that is: as given last, else made up here */
     char record_spec[4200];         /* "file:PATH" */
-    bool unknown;                   /* the last one ended without knowing who owns the guest */
+    struct fvm_migrate_progress progress; /* what was heard last */
+    struct fvm_migrate_report report;
+    bool reported; /* report is of the last migration, else progress is */
+    bool unknown;  /* the last one ended without knowing who owns the guest */
 };
 
 struct post { /* from the migration's thread to the loop */
@@ -72,18 +75,23 @@ static int need(struct fvm_run *run, struct fvm_err *err)
 
 /* ---- events ---- */
 
+static json_t *progress_json(const struct fvm_migrate_progress *g)
+{
+    return json_pack("{s:s, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:s}", "phase",
+                     fvm_migrate_phase_text(g->phase), "round", (int)g->round, "memory_bytes",
+                     (json_int_t)g->memory_bytes, "remaining_bytes", (json_int_t)g->remaining_bytes, "sent_bytes",
+                     (json_int_t)g->sent_bytes, "rate_bytes", (json_int_t)g->rate_bytes, "dirty_rate_bytes",
+                     (json_int_t)g->dirty_rate_bytes, "predicted_downtime_ns", (json_int_t)g->predicted_downtime_ns,
+                     "elapsed_ns", (json_int_t)g->elapsed_ns, "pages_resent", (json_int_t)g->pages_resent, "owner",
+                     g->owner, "text", g->text);
+}
+
 static void on_progress(void *ctx)
 {
     struct post *p = ctx;
-    const struct fvm_migrate_progress *g = &p->progress;
-    fvm_control_event(p->run->control, "migration",
-                      json_pack("{s:s, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:s}", "phase",
-                                fvm_migrate_phase_text(g->phase), "round", (int)g->round, "memory_bytes",
-                                (json_int_t)g->memory_bytes, "remaining_bytes", (json_int_t)g->remaining_bytes,
-                                "sent_bytes", (json_int_t)g->sent_bytes, "rate_bytes", (json_int_t)g->rate_bytes,
-                                "dirty_rate_bytes", (json_int_t)g->dirty_rate_bytes, "predicted_downtime_ns",
-                                (json_int_t)g->predicted_downtime_ns, "elapsed_ns", (json_int_t)g->elapsed_ns,
-                                "pages_resent", (json_int_t)g->pages_resent, "owner", g->owner, "text", g->text));
+    p->run->migration->progress = p->progress;
+    p->run->migration->reported = false;
+    fvm_control_event(p->run->control, "migration", progress_json(&p->progress));
     free(p);
 }
 
@@ -126,6 +134,8 @@ static void on_source_done(void *ctx)
     struct fvm_run *run = p->run;
     fvm_source_join(&run->migration->source);
     tidy(run->migration);
+    run->migration->report = p->report;
+    run->migration->reported = true;
     fvm_control_event(run->control, "migration-done", report_json(&p->report));
     run->migration->unknown = p->report.outcome == FVM_MIGRATE_UNKNOWN;
     if (p->report.outcome == FVM_MIGRATE_MOVED)
@@ -139,6 +149,8 @@ static void on_dest_done(void *ctx)
     struct fvm_run *run = p->run;
     fvm_dest_join(&run->migration->dest);
     tidy(run->migration);
+    run->migration->report = p->report;
+    run->migration->reported = true;
     fvm_control_event(run->control, "migration-done", report_json(&p->report));
     if (p->report.outcome == FVM_MIGRATE_MOVED) {
         run->options.incoming = NULL; /* from now on a VM like any other */
@@ -307,6 +319,7 @@ static int read_limits(const json_t *request, struct fvm_source_options *o, stru
     o->deadline_ns = (uint64_t)deadline * 1000000;
     o->rate_limit_bytes = (uint64_t)rate;
     o->dry_run = json_is_true(json_object_get(request, "dry_run"));
+    o->verify_all = json_is_true(json_object_get(request, "verify_all"));
     return 0;
 }
 
@@ -375,6 +388,19 @@ static void command_cancel(void *ctx, struct fvm_control_call *call, const json_
     else
         fvm_dest_cancel(run->migration->dest);
     fvm_control_reply(call, json_pack("{s:b}", "asked", 1));
+}
+
+static void command_migrate_status(void *ctx, struct fvm_control_call *call, const json_t *request)
+{
+    struct fvm_run *run = ctx;
+    struct fvm_run_migration *m = run->migration;
+    (void)request;
+    if (m && m->reported)
+        fvm_control_reply(call, report_json(&m->report));
+    else if (m && m->progress.phase != FVM_MIGRATE_PREPARE)
+        fvm_control_reply(call, progress_json(&m->progress));
+    else
+        fvm_control_reply(call, json_pack("{s:s}", "phase", busy(run) ? "prepare" : "none"));
 }
 
 /* ---- destination ---- */
@@ -504,12 +530,20 @@ static void command_incoming(void *ctx, struct fvm_control_call *call, const jso
 
 int fvm_migrate_register(struct fvm_run *run)
 {
-    int r = fvm_control_register(run->control, "migrate-key", "this process' public key", command_key, run);
-    if (!r)
-        r = fvm_control_register(run->control, "migrate", "move the guest to another process", command_migrate, run);
-    if (!r)
-        r = fvm_control_register(run->control, "migrate-cancel", "give the migration up", command_cancel, run);
-    return r ? r : fvm_control_register(run->control, "incoming", "wait for a guest", command_incoming, run);
+    static const struct {
+        const char *name, *help;
+        fvm_control_fn fn;
+    } list[] = {
+        {"migrate-key", "this process' public key, name and record", command_key},
+        {"migrate", "move the guest to another process", command_migrate},
+        {"migrate-status", "how the migration goes, or went", command_migrate_status},
+        {"migrate-cancel", "give the migration up", command_cancel},
+        {"incoming", "wait for a guest", command_incoming},
+    };
+    int r = 0;
+    for (size_t i = 0; !r && i < FVM_ARRAY_SIZE(list); i++)
+        r = fvm_control_register(run->control, list[i].name, list[i].help, list[i].fn, run);
+    return r;
 }
 
 /* A record made for a move without a cluster goes with the guest's end: nobody is left who could ask it. */
