@@ -57,6 +57,26 @@ bool fvm_tr_unlocked(const struct fvm_tr *tr)
     return tr->user && tr->v->count <= 1;
 }
 
+/* Third byte of a VEX prefix as 64-bit mode must have it: in other modes W never widens a general register, and there are eight. */
+static uint8_t vex_third(const struct fvm_insn *in, unsigned map, uint8_t third)
+{
+    unsigned op = in->z.opcode;
+    bool w_is_width = map == 1   ? op == 0x2a || op == 0x2c || op == 0x2d || op == 0x6e || op == 0x7e
+                      : map == 2 ? op == 0xf2 || op == 0xf3 || (op >= 0xf5 && op <= 0xf7)
+                                 : op == 0x16 || op == 0x22 || op == 0xf0;
+    if (in->z.machine_mode == ZYDIS_MACHINE_MODE_LONG_64)
+        return third;
+    return (uint8_t)((w_is_width ? third & 0x7f : third) | 0x40);
+}
+
+/* ... and the immediate that names a register */
+static void vex_immediate(struct fvm_emit *em, const struct fvm_insn *in)
+{
+    if (in->z.machine_mode != ZYDIS_MACHINE_MODE_LONG_64 && in->z.opcode_map == ZYDIS_OPCODE_MAP_0F3A && in->z.opcode >= 0x4a &&
+        in->z.opcode <= 0x4c)
+        em->buf[em->at - 1] &= 0x7f;
+}
+
 /* fs: an FS override (exec_one), with base and index FVM_NOREG */
 static void emit_op(struct fvm_emit *em, const struct fvm_insn *in, const struct fvm_hostref *h, bool fs, bool unlocked)
 {
@@ -79,8 +99,9 @@ static void emit_op(struct fvm_emit *em, const struct fvm_insn *in, const struct
         } else {
             r_inv = in->bytes[p.op_at + 1] & 0x80;
             map = in->bytes[p.op_at + 1] & 0x1f;
-            w = in->bytes[p.op_at + 2] & 0x80;
-            rest = in->bytes[p.op_at + 2] & 0x7f;
+            uint8_t third = vex_third(in, map, in->bytes[p.op_at + 2]);
+            w = third & 0x80;
+            rest = third & 0x7f;
         }
         e8(em, 0xc4);
         e8(em, r_inv | (xb_x ? 0 : 0x40) | (xb_b ? 0 : 0x20) | map);
@@ -97,6 +118,8 @@ static void emit_op(struct fvm_emit *em, const struct fvm_insn *in, const struct
     }
     e_mem(em, reg, h->base, h->index, 0, h->disp);
     e_bytes(em, in->bytes + p.imm_at, in->len - p.imm_at);
+    if (in->z.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX)
+        vex_immediate(em, in);
 }
 
 void fvm_tr_op_mem(struct fvm_tr *tr, const struct fvm_insn *in, const struct fvm_hostref *h)
@@ -121,7 +144,13 @@ void fvm_emit_copy(struct fvm_emit *em, const struct fvm_insn *in, unsigned bits
     for (unsigned k = 0; k < in->z.raw.prefix_count; k++, at++)
         if (!is_segment_or_a32(in->bytes[at]))
             e8(em, in->bytes[at]);
+    uint32_t first = em->at;
     e_bytes(em, in->bytes + at, in->len - at);
+    if (in->z.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX && in->bytes[at] == 0xc4) {
+        em->buf[first + 1] |= 0x20;
+        em->buf[first + 2] = vex_third(in, in->bytes[at + 1] & 0x1f, in->bytes[at + 2]);
+        vex_immediate(em, in);
+    }
 }
 
 void fvm_tr_copy(struct fvm_tr *tr, const struct fvm_insn *in)

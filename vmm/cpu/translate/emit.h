@@ -179,6 +179,13 @@ static inline void e_test8_imm(struct fvm_emit *e, unsigned r, unsigned imm) /* 
     e8(e, 0xc0 | (r & 7));
     e8(e, imm);
 }
+static inline void e_cmp8_imm(struct fvm_emit *e, unsigned r, unsigned imm)
+{
+    e_rex(e, false, 0, 0, r);
+    e8(e, 0x80);
+    e8(e, 0xf8 | (r & 7));
+    e8(e, imm);
+}
 static inline void e_mov8_imm(struct fvm_emit *e, unsigned r, unsigned imm)
 {
     e_rex(e, false, 0, 0, r);

@@ -27,6 +27,9 @@ static unsigned resume(struct fvm_vcpu *v, const struct fvm_site *s)
     return 1;
 }
 
+/* What emitted operands subtract again: see memop.c. */
+static unsigned usual(const struct fvm_vcpu *v) { return v->cpl == 3 ? FVM_USUAL_USER : FVM_USUAL_KERNEL; }
+
 /* A read across two pages: assemble it in the bounce buffer. */
 static unsigned read_across(struct fvm_vcpu *v, const struct fvm_site *s, uint64_t ea, unsigned want)
 {
@@ -50,7 +53,7 @@ static unsigned read_across(struct fvm_vcpu *v, const struct fvm_site *s, uint64
             to[done + k] = p[k];
         done += n;
     }
-    v->regs[s->ureg] = (uint64_t)(uintptr_t)to - ea;
+    v->regs[s->ureg] = (uint64_t)(uintptr_t)to - ea + usual(v);
     return resume(v, s);
 }
 
@@ -69,7 +72,7 @@ unsigned fvm_fast_mem(struct fvm_vcpu *v)
     }
     switch (fvm_shadow_miss(v->shadow, ea, want, &entry, &gpa, &f)) {
     case FVM_SHADOW_OK:
-        v->regs[s->ureg] = entry & ~0xffull;
+        v->regs[s->ureg] = (entry & ~0xffull) + usual(v);
         return resume(v, s);
     case FVM_SHADOW_FAULT:
         if (s->kind & FVM_SITE_MASKED) /* only elements that are not masked out may fault */
@@ -81,7 +84,7 @@ unsigned fvm_fast_mem(struct fvm_vcpu *v)
         if (fvm_code_touches(e, gpa, s->size))
             return fvm_fast_leave(v, FVM_EXIT_MEM);
         fvm_ram_mark_version(v->ram, gpa >> FVM_PAGE_SHIFT);
-        v->regs[s->ureg] = (uint64_t)(uintptr_t)v->ram->base + gpa - ea;
+        v->regs[s->ureg] = (uint64_t)(uintptr_t)v->ram->base + gpa - ea + usual(v);
         return resume(v, s);
     default:
         return fvm_fast_leave(v, FVM_EXIT_MEM);

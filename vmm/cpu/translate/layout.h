@@ -69,6 +69,10 @@
 
 #define FVM_EXIT_STRING 10  /* a rep instruction stopped between elements for a request: ARG = site */
 
+/* rights bytes of plain data pages (FVM_S_*): what a fast access expects in its shadow entry */
+#define FVM_USUAL_USER 0x0f
+#define FVM_USUAL_KERNEL 0x03
+
 #define FVM_ARITH_FLAGS 0x8d5 /* CF PF AF ZF SF OF */
 #define FVM_HOST_FLAGS 0xcd5  /* the same and DF: live in the host's flags while translated code runs */
 

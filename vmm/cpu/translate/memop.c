@@ -3,16 +3,17 @@
  *
  * For an access of `size` bytes at guest address A, code is emitted that leaves the host operand in *ret:
  *
- *     u = A                       form A: [base+disp]: host operand [base + u + disp]
- *     test u, align-1; jnz cold   form B: anything else: t = A, host operand [t + u]
+ *     u = A                       form A: [base+disp]: host operand [base + u + disp - usual]
+ *     test u, align-1; jnz cold   form B: anything else: t = A, host operand [t + u - usual]
  *     u = entry[bits 47:12 of u]
- *     test u, right; jz cold
- *     u.low8 = 0                  (the addend)
+ *     cmp u.low8, usual; jne cold
  *   resume:
  *
- * Cold part, misaligned: goes back if the bytes lie within one page, else to C. Missing right: to C, which fills the entry
- * and goes on at `resume` with u = addend, or with u pointing to the bounce buffer (read across two pages), or leaves with a guest
- * fault, or for the slow way (exec_one). Nothing of the instruction has happened yet at that point.
+ * `usual` is the rights byte of plain data pages in that mode, whatever right is wanted: nothing need be cleared on the fast
+ * path, since the displacement takes it back. Cold part, misaligned: goes back if the bytes lie within one page, else to C. Other rights:
+ * if they suffice, u.low8 = usual and on; else to C, which fills the entry and goes on at `resume` with u = addend + usual, or with
+ * u pointing to the bounce buffer (read across two pages), or leaves with a guest fault, or for the slow way (exec_one).
+ * Nothing of the instruction has happened yet at that point.
  */
 #include "vmm/cpu/translate/tr.h"
 
@@ -24,7 +25,8 @@ static void gs_entry(struct fvm_emit *em, unsigned d, unsigned index) /* mov d, 
 
 bool fvm_tr_memref_form_a(const struct fvm_memref *m)
 {
-    return m->base != FVM_NOREG && m->index == FVM_NOREG && m->seg == FVM_NOREG && !m->addr32;
+    return m->base != FVM_NOREG && m->index == FVM_NOREG && m->seg == FVM_NOREG && !m->addr32 &&
+           m->disp >= INT32_MIN + 64;
 }
 
 void fvm_tr_memref(struct fvm_tr *tr, const struct fvm_tr_insn *i, unsigned op, struct fvm_memref *ret)
@@ -114,6 +116,8 @@ void fvm_tr_memop(struct fvm_tr *tr, const struct fvm_memref *m, unsigned size, 
     bool absolute = m->base == FVM_NOREG && m->index == FVM_NOREG && m->seg == FVM_NOREG;
     unsigned right = want & FVM_W ? (tr->user ? FVM_S_UW : FVM_S_KW) : (tr->user ? FVM_S_UR : FVM_S_KR);
 
+    const int usual = tr->user ? FVM_USUAL_USER : FVM_USUAL_KERNEL;
+    c->right = (uint8_t)right;
     c->site = fvm_tr_site(tr, want, size);
     if (m->seg == FVM_NOREG && (m->base == FVM_RSP || m->base == FVM_RBP))
         tr->e->sites[c->site].kind |= FVM_SITE_STACK;
@@ -126,12 +130,12 @@ void fvm_tr_memop(struct fvm_tr *tr, const struct fvm_memref *m, unsigned size, 
             e_lea(em, tr->u, m->base, FVM_NOREG, 0, (int32_t)m->disp);
         else
             e_mov(em, tr->u, m->base);
-        *ret = (struct fvm_hostref){m->base, tr->u, (int32_t)m->disp};
+        *ret = (struct fvm_hostref){m->base, tr->u, (int32_t)m->disp - usual};
     } else {
         fvm_tr_address_to_t(tr, m);
         if (!absolute)
             e_mov(em, tr->u, tr->t);
-        *ret = (struct fvm_hostref){tr->t, tr->u, 0};
+        *ret = (struct fvm_hostref){tr->t, tr->u, -usual};
     }
     c->t = tr->t;
     c->u = tr->u;
@@ -155,9 +159,8 @@ void fvm_tr_memop(struct fvm_tr *tr, const struct fvm_memref *m, unsigned size, 
         e_shr(em, tr->u, 28);
         gs_entry(em, tr->u, tr->u);
     }
-    e_test8_imm(em, tr->u, right);
-    c->from2 = e_jcc(em, CC_E);
-    e_mov8_imm(em, tr->u, 0);
+    e_cmp8_imm(em, tr->u, (unsigned)usual);
+    c->from2 = e_jcc(em, CC_NE);
     tr->e->sites[c->site].resume_off = em->at;
     tr->e->sites[c->site].flags_saved = tr->saved;
 }
@@ -182,7 +185,7 @@ void fvm_tr_cold_mem(struct fvm_tr *tr, struct fvm_cold *c)
 {
     struct fvm_emit *em = &tr->em;
     bool form_a = c->base != FVM_NOREG;
-    uint32_t to_c = 0;
+    uint32_t to_c = 0, no_right;
     if (c->from1) {
         e_patch_here(em, c->from1);
         if (c->back) {
@@ -196,14 +199,21 @@ void fvm_tr_cold_mem(struct fvm_tr *tr, struct fvm_cold *c)
             e_patch(em, back, c->back);
             if (tr->e->sites[c->site].want == FVM_R && c->size <= 8)
                 cross_load(tr, c);
-            else if (form_a) /* u holds the address already */
+            else
                 to_c = e_jmp(em);
+        } else {
+            to_c = e_jmp(em);
         }
     }
     e_patch_here(em, c->from2);
+    e_test8_imm(em, c->u, c->right);
+    no_right = e_jcc(em, CC_E);
+    e_mov8_imm(em, c->u, tr->user ? FVM_USUAL_USER : FVM_USUAL_KERNEL);
+    e_jmp_to(em, tr->e->sites[c->site].resume_off);
+    e_patch_here(em, no_right);
     if (form_a)
         e_lea(em, c->u, c->base, FVM_NOREG, 0, c->disp);
-    if (to_c)
+    if (to_c) /* there u is the address in form A */
         e_patch_here(em, to_c);
     e_fs_store(em, FVM_SLOT_EA, form_a ? c->u : c->t);
     e_fs_store_imm(em, FVM_SLOT_ARG, c->site);

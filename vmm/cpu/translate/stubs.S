@@ -173,8 +173,8 @@ fvm_resume_window_end:
     jmp 2b
 
 /* A load of at most 8 bytes that lies across two pages (SLOT_EA): both parts are read and joined in the bounce buffer; goes on at
- * SLOT_RET with SLOT_TMP = bounce buffer - EA. Flags are free, no other register changes. Missing rights: to C (SLOT_ARG = site). */
-.macro CROSS name, right
+ * SLOT_RET with SLOT_TMP = bounce buffer - EA + usual. Flags are free, no other register changes. Missing rights: to C (SLOT_ARG = site). */
+.macro CROSS name, right, usual
     .globl fvm_stub_cross_\name
 fvm_stub_cross_\name:
     movq %rax, R(0)
@@ -215,7 +215,7 @@ fvm_stub_cross_\name:
     shrdq %cl, %rdx, %rax
     movq %rax, %fs:FVM_OFF_BOUNCE
     movq %fs:FVM_SLOT_SELF, %rax
-    addq $FVM_OFF_BOUNCE, %rax
+    addq $(FVM_OFF_BOUNCE + \usual), %rax
     subq %fs:FVM_SLOT_EA, %rax
     movq %rax, %fs:FVM_SLOT_TMP
     movq R(0), %rax
@@ -228,8 +228,8 @@ fvm_stub_cross_\name:
     jmp fvm_stub_mem
 .endm
 
-    CROSS user, 4   /* FVM_S_UR */
-    CROSS kernel, 1 /* FVM_S_KR */
+    CROSS user, 4, FVM_USUAL_USER     /* FVM_S_UR */
+    CROSS kernel, 1, FVM_USUAL_KERNEL /* FVM_S_KR */
     .globl fvm_stub_cross_end
 fvm_stub_cross_end:
     nop

@@ -49,7 +49,7 @@ struct fvm_cold { /* emitted behind the hot code */
     uint8_t base;        /* form A: base register, form B: FVM_NOREG (address in t) */
     int32_t disp;
     uint16_t size;
-    uint8_t t, u;
+    uint8_t t, u, right;
     uint32_t exit;
     bool flags_saved;
 };
