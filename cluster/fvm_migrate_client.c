@@ -25,12 +25,12 @@
 struct client {
     const char *control, *to, *on_miss;
     int max_downtime_ms, deadline_s;
-    bool json, dry_run, tty;
+    bool json, dry_run, verify_all, tty;
     struct fvm_err err;
     json_t *done;
 };
 
-enum { O_CONTROL = 256, O_TO, O_MAX_DOWNTIME, O_DEADLINE, O_ON_MISS, O_DRY_RUN, O_JSON };
+enum { O_CONTROL = 256, O_TO, O_MAX_DOWNTIME, O_DEADLINE, O_ON_MISS, O_DRY_RUN, O_VERIFY_ALL, O_JSON };
 
 static const struct argp_option options[] = {
     {"control", O_CONTROL, "unix:F", 0, "control socket of the VM that leaves (needed)", 0},
@@ -39,6 +39,7 @@ static const struct argp_option options[] = {
     {"deadline", O_DEADLINE, "SECONDS", 0, "how long it may take (default 600)", 0},
     {"on-miss", O_ON_MISS, "cancel|pause", 0, "when that cannot be kept (default cancel)", 0},
     {"dry-run", O_DRY_RUN, 0, 0, "ask the destination, move nothing", 0},
+    {"verify-all", O_VERIFY_ALL, 0, 0, "hash all of RAM while the guest stands still, trusting no dirty log", 0},
     {"json", O_JSON, 0, 0, "print each event as a line of JSON", 0},
     {0},
 };
@@ -79,6 +80,9 @@ static error_t on_option(int key, char *arg, struct argp_state *state)
         return 0;
     case O_DRY_RUN:
         c->dry_run = true;
+        return 0;
+    case O_VERIFY_ALL:
+        c->verify_all = true;
         return 0;
     case O_JSON:
         c->json = true;
@@ -232,11 +236,11 @@ static int migrate(struct client *c)
                            word(from, "public_key"), "record", word(from, "record"), "owner", word(from, "self")))
            : NULL;
     if (ready) {
-        json_t *request =
-            json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:i, s:i, s:s, s:b}", "cmd", "migrate", "self",
-                      word(from, "self"), "to_name", word(to, "self"), "to_addr", word(ready, "address"), "to_key",
-                      word(ready, "public_key"), "record", word(from, "record"), "max_downtime_ms", c->max_downtime_ms,
-                      "deadline_ms", c->deadline_s * 1000, "on_miss", c->on_miss, "dry_run", (int)c->dry_run);
+        json_t *request = json_pack(
+            "{s:s, s:s, s:s, s:s, s:s, s:s, s:i, s:i, s:s, s:b, s:b}", "cmd", "migrate", "self", word(from, "self"),
+            "to_name", word(to, "self"), "to_addr", word(ready, "address"), "to_key", word(ready, "public_key"),
+            "record", word(from, "record"), "max_downtime_ms", c->max_downtime_ms, "deadline_ms", c->deadline_s * 1000,
+            "on_miss", c->on_miss, "dry_run", (int)c->dry_run, "verify_all", (int)c->verify_all);
         watch(c, request);
         json_decref(request);
     }

@@ -4,8 +4,7 @@
  *   frame 0: BatchHeader (protobuf)  seq | coding | raw_bytes | runs (pfn, count, zero?)
  *   frame 1: AEAD( pages of the non-zero runs, raw or one zstd frame ) | tag 16
  *   nonce  : seq, 8 bytes little-endian | 0 0 0 0        (a key lives for one attempt, seq never repeats in it)
- *   bound  : mig_id 16 | epoch 8 | the header's bytes    (a batch of another attempt, or with a changed header, does
- * not open)
+ *   bound  : mig_id 16 | epoch 8 | the header's bytes    (of another attempt, or with a changed header: does not open)
  *
  * The opener trusts nothing: lengths, counts and page numbers are checked against RAM before any byte is placed.
  * Thread: one per struct.

@@ -9,11 +9,11 @@
  *                        |<----ABORT--------+                |        (each but BEGIN and RUN: epoch + 1)
  *                        |<------------------HANDBACK--------+----CLAIM--> B,STABLE
  *
- *   - A resumes only after READING A,STABLE with its own mig_id still in the record; frees the guest only after READING
- * another owner, STABLE, or another mig_id (a later migration: the guest ran elsewhere meanwhile, perhaps it is back in
- * another process).
- *   - B takes only with the whole image verified; executes only after READING its own RUN: B,STABLE at the epoch of its
- * TAKE.
+ *   - A resumes only after READING A,STABLE with its own mig_id still in the record; it frees the guest only after
+ *     READING another owner, STABLE, or another mig_id (a later migration: the guest ran elsewhere meanwhile, perhaps it
+ *     is back on this node in another process).
+ *   - B takes only with the whole image verified; it executes only after READING that its own RUN happened: B at the
+ *     epoch of its TAKE, not TAKEN any more.
  *   - Who got no clear answer to a swap reads the record. He never guesses.
  *   - Storage accepts the record's epoch and refuses older ones, so a late writer cannot write.
  *
