@@ -142,6 +142,8 @@ int node_open(const struct node_options *opt, struct node **ret_node, struct fvm
     if (!rc)
         rc = node_net_open(node, opt, err);
     if (!rc)
+        rc = node_metrics_open(node, err);
+    if (!rc)
         rc = node_vm_adopt_all(node, err);
     if (!rc && (rc = fvm_loop_timer_add(node->loop, on_tick, node, &node->tick)))
         fvm_err_set(err, rc, 0, "cluster", "cannot make a timer");
@@ -170,6 +172,7 @@ void node_close(struct node **node_p)
         fvm_err_set(&err, FVM_ECLOSED, 0, "cluster", "node %s is shutting down; its guests go on", node->name);
         node_call_fail(node->calls, &err);
     }
+    node_metrics_close(node);
     node_net_close(node);
     node_link_close_all(node);
     if (node->store)

@@ -11,6 +11,7 @@
  *   node_migrate.c a guest leaves, a guest comes
  *   node_agent.c   repairs records after crashes
  *   node_net.c     the switch between the nodes
+ *   node_metrics.c counters, for Prometheus
  *
  * Everything runs on the loop's thread, but for the allow-list's question (node_member.c), which has a lock.
  *
@@ -21,6 +22,7 @@
 #define FVM_CLUSTER_NODE_H
 
 #include <pthread.h>
+#include <stdio.h>
 
 #include "base/loop.h"
 #include "cluster/dir.h"
@@ -120,6 +122,8 @@ struct node {
     size_t call_count;
     struct node_link *links;
     struct node_net *net;
+    struct node_metrics *metrics;
+    uint64_t calls_total, moves_total, moves_failed_total;
 };
 
 struct node_options {
@@ -162,6 +166,8 @@ int node_link_call(struct node *node, const char *name, Fvm__Request *request, u
                    void *ctx, struct fvm_err *err);
 void node_link_cancel(struct node *node, void *ctx); /* calls with this ctx are forgotten */
 bool node_link_frame(struct node *node, const char *name, const void *frame, size_t len);
+/** Connects now, so that the first frame finds the link up. */
+void node_link_want(struct node *node, const char *name);
 void node_link_tick(struct node *node);
 void node_link_close_all(struct node *node);
 
@@ -225,6 +231,11 @@ void node_net_members(struct node *node); /* the members changed */
 void node_net_lease(struct node *node);   /* a new lease: what hung on the old one is claimed again */
 void node_net_close(struct node *node);
 void node_net_frame(struct node *node, const char *from, const uint8_t *frame, size_t len);
+void node_net_metrics(struct node *node, FILE *out);
 const char *node_net_socket(const struct node *node);
+
+/* node_metrics.c */
+int node_metrics_open(struct node *node, struct fvm_err *err);
+void node_metrics_close(struct node *node);
 
 #endif

@@ -150,6 +150,13 @@ void node_link_cancel(struct node *node, void *ctx)
                 p->done = NULL;
 }
 
+void node_link_want(struct node *node, const char *name)
+{
+    struct fvm_err err = {0};
+    if (!get_link(node, name, &err))
+        fvm_log(WARN, "link.failed", "to=%s why=\"%s\"", name, err.text);
+}
+
 /* A frame that waited for a node to come back would be old news: no queue for those. */
 bool node_link_frame(struct node *node, const char *name, const void *frame, size_t len)
 {

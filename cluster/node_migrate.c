@@ -57,6 +57,7 @@ static void move_failed(struct node_vm *vm, const struct fvm_err *err)
 {
     struct node_move *m = vm->leaving;
     struct node_call *call = m->call;
+    vm->node->moves_failed_total++;
     fvm_log(WARN, "vm.migrate_failed", "vm=%s to=%s why=\"%s\"", vm->name, m->to, err->text);
     m->call = NULL;
     if (m->drop_there)
@@ -145,6 +146,7 @@ static void move_done(struct node_vm *vm, json_t *event)
             outcome, (double)p.blackout_ns / 1e6, (double)p.total_ns / 1e6, (unsigned long long)p.sent_bytes, p.rounds,
             p.verified);
     m->call = NULL;
+    vm->node->moves_total += moved;
     if (rehearsed)
         drop_destination(vm, m->to);
     if (call) {

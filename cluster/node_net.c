@@ -62,6 +62,7 @@ static void add_link(struct node *node, const char *name)
     }
     l->next = node->net->links;
     node->net->links = l;
+    node_link_want(node, name);
 }
 
 static struct net_link *find_link(const struct node *node, const char *name)
@@ -93,6 +94,26 @@ void node_net_frame(struct node *node, const char *from, const uint8_t *frame, s
     struct net_link *l = find_link(node, from);
     if (l)
         fvm_switch_link_receive(l->link, frame, len);
+}
+
+void node_net_metrics(struct node *node, FILE *out)
+{
+    struct fvm_switch_stats s;
+    fvm_switch_get_stats(node->net->sw, &s);
+    const struct {
+        const char *name, *type;
+        uint64_t value;
+    } list[] = {{"vms", "gauge", s.vms},
+                {"links", "gauge", s.links},
+                {"macs", "gauge", s.macs},
+                {"gateway", "gauge", s.gateway},
+                {"frames_total", "counter", s.frames},
+                {"flooded_total", "counter", s.flooded},
+                {"dropped_total", "counter", s.dropped},
+                {"moves_total", "counter", s.moves}};
+    for (size_t i = 0; i < FVM_ARRAY_SIZE(list); i++)
+        fprintf(out, "# TYPE fvm_switch_%s %s\nfvm_switch_%s %llu\n", list[i].name, list[i].type, list[i].name,
+                (unsigned long long)list[i].value);
 }
 
 const char *node_net_socket(const struct node *node) { return node->net ? node->net->path : ""; }

@@ -119,6 +119,7 @@ static void begin_call(struct node *node, const struct fvm_port_peer *peer, uint
     snprintf(call->who, sizeof(call->who), "%s", who);
     node->calls = call;
     node->call_count++;
+    node->calls_total++;
     node_ops_handle(call, request);
 }
 

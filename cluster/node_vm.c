@@ -89,7 +89,7 @@ static void describe_end(const struct node_vm *vm, const struct node_proc_end *e
     if (vm->killed)
         snprintf(text, size, "%s", vm->how[0] ? vm->how : "killed on demand");
     else if (end->how == NODE_PROC_EXIT && end->value == 0)
-        snprintf(text, size, "%s", vm->ending[0] ? vm->ending : vm->how[0] ? vm->how : "ended with status 0");
+        snprintf(text, size, "%s", vm->how[0] ? vm->how : vm->ending[0] ? vm->ending : "ended with status 0");
     else if (end->how == NODE_PROC_UNKNOWN)
         snprintf(text, size, "ended while nobody watched (the machine went down, or its keeper was killed)");
     else if (end->how == NODE_PROC_SIGNAL)
