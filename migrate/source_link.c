@@ -301,9 +301,13 @@ static int one_pass(struct fvm_source *s, uint32_t epoch, struct fvm_err *err)
 
 int source_send_pages(struct fvm_source *s, uint32_t epoch, bool settle, struct fvm_err *err)
 {
-    int rc;
-    do {
-        rc = one_pass(s, epoch, err);
-    } while (!rc && settle && fvm_memory_pending(s->memory) != 0);
-    return rc;
+    for (;;) {
+        uint64_t seq = s->tx.next_seq;
+        int rc = one_pass(s, epoch, err);
+        if (rc || !settle || fvm_memory_pending(s->memory) == 0)
+            return rc;
+        if (s->tx.next_seq == seq) /* nothing to send and yet pages newer than the closed epoch */
+            return fvm_err_set(err, FVM_EINTERNAL, 0, "migrate",
+                               "guest memory changed while the guest stood still: a device did not come to rest");
+    }
 }
