@@ -68,13 +68,20 @@ static int aam_aad(struct fvm_vcpu *v, bool mul, uint8_t base, struct fvm_fault 
     return 0;
 }
 
+/* Word by word as processors do: those before a fault are written. */
 static int pusha(struct fvm_vcpu *v, unsigned bytes, struct fvm_fault *fault)
 {
-    uint64_t w[8];
+    uint64_t rsp = v->regs[FVM_RSP];
 
-    for (unsigned i = 0; i < 8; i++)
-        w[i] = v->regs[i];
-    return fvm_stack_push(v, bytes, w, 8, fault);
+    for (unsigned i = 0; i < 8; i++) {
+        uint64_t w = i == FVM_RSP ? rsp : v->regs[i];
+
+        if (fvm_stack_push(v, bytes, &w, 1, fault)) {
+            v->regs[FVM_RSP] = rsp;
+            return FVM_FAULT;
+        }
+    }
+    return 0;
 }
 
 static int popa(struct fvm_vcpu *v, unsigned bytes, struct fvm_fault *fault)

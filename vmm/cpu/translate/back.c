@@ -77,6 +77,15 @@ static void vex_immediate(struct fvm_emit *em, const struct fvm_insn *in)
         em->buf[em->at - 1] &= 0x7f;
 }
 
+/* Bytes from the opcode on; 82, which 64-bit mode lacks, is 80. */
+static void e_opcode(struct fvm_emit *em, const struct fvm_insn *in, unsigned at, unsigned n)
+{
+    uint32_t first = em->at;
+    e_bytes(em, in->bytes + at, n);
+    if (in->z.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && in->bytes[at] == 0x82)
+        em->buf[first] = 0x80;
+}
+
 /* fs: an FS override (exec_one), with base and index FVM_NOREG */
 static void emit_op(struct fvm_emit *em, const struct fvm_insn *in, const struct fvm_hostref *h, bool fs, bool unlocked)
 {
@@ -114,7 +123,7 @@ static void emit_op(struct fvm_emit *em, const struct fvm_insn *in, const struct
         unsigned rex = (p.has_rex ? p.rex & 0x4c : 0) | xb_x << 1 | xb_b;
         if (rex || p.has_rex)
             e8(em, 0x40 | rex);
-        e_bytes(em, in->bytes + p.op_at, p.modrm_at - p.op_at);
+        e_opcode(em, in, p.op_at, p.modrm_at - p.op_at);
     }
     e_mem(em, reg, h->base, h->index, 0, h->disp);
     e_bytes(em, in->bytes + p.imm_at, in->len - p.imm_at);
@@ -145,7 +154,7 @@ void fvm_emit_copy(struct fvm_emit *em, const struct fvm_insn *in, unsigned bits
         if (!is_segment_or_a32(in->bytes[at]))
             e8(em, in->bytes[at]);
     uint32_t first = em->at;
-    e_bytes(em, in->bytes + at, in->len - at);
+    e_opcode(em, in, at, in->len - at);
     if (in->z.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX && in->bytes[at] == 0xc4) {
         em->buf[first + 1] |= 0x20;
         em->buf[first + 2] = vex_third(in, in->bytes[at + 1] & 0x1f, in->bytes[at + 2]);

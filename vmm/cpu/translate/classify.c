@@ -229,7 +229,7 @@ void fvm_tr_classify(struct fvm_tr *tr, struct fvm_tr_insn *i)
     else if ((c = sensitive_class(tr, in)) < 0 && (c = branch_class(in)) < 0 && (c = string_class(in)) < 0 &&
              (c = plain_class(i, tr->bits)) < 0)
         c = fvm_insn_is_system(in) ? FVM_C_SYSTEM : memory_class(i);
-    if (tr->bits == 32 && in->z.address_width == 16 && i->mem_op != 0xff)
+    if (tr->bits == 32 && in->z.address_width == 16 && (i->mem_op != 0xff || c == FVM_C_STRING || c == FVM_C_BT_MEM))
         c = FVM_C_ONE;
     if (tr->bits == 32 && in->z.address_width == 16 && c == FVM_C_LOOP)
         c = FVM_C_ONE; /* counts in cx: exec_one's */

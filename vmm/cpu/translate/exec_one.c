@@ -97,13 +97,18 @@ static int exec_on_bounce(struct fvm_vcpu *v, const struct fvm_insn *in, const Z
     uint64_t bit_reg = 0;
     int reg = -1;
     bool high;
-    if (fvm_operand_linear(v, in, op, size, writes, &va, fault))
-        return FVM_FAULT;
-    if (is_bt(in)) { /* the register selects a word, too: do that part here */
+    if (!is_bt(in)) {
+        if (fvm_operand_linear(v, in, op, size, writes, &va, fault))
+            return FVM_FAULT;
+    } else { /* the register selects a word, too: do that part here */
         reg = fvm_decode_gpr(in->ops[1].reg.value, &high);
         bit_reg = v->regs[reg];
         int64_t n = size == 8 ? (int64_t)bit_reg >> 6 : size == 4 ? (int32_t)bit_reg >> 5 : (int16_t)bit_reg >> 4;
-        va += (uint64_t)(n * (int64_t)size);
+        uint64_t off = fvm_operand_offset(v, in, op) + (uint64_t)(n * (int64_t)size);
+        int seg = fvm_decode_seg(op->mem.segment);
+        off = in->z.address_width == 64 ? off : in->z.address_width == 32 ? (uint32_t)off : (uint16_t)off;
+        if (fvm_segment_linear(v, seg < 0 ? FVM_DS : (unsigned)seg, off, size, writes, &va, fault))
+            return FVM_FAULT;
         v->regs[reg] = bit_reg & (size * 8 - 1);
     }
     unsigned at = va & 63; /* keeps alignment faults what they are */
@@ -284,8 +289,8 @@ static int exec_xlat(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_f
 {
     uint64_t off = v->regs[FVM_RBX] + (v->regs[FVM_RAX] & 0xff);
     uint8_t b;
-    if (in->z.address_width == 32)
-        off = (uint32_t)off;
+    if (in->z.address_width != 64)
+        off = in->z.address_width == 32 ? (uint32_t)off : (uint16_t)off;
     if (in->z.attributes & ZYDIS_ATTRIB_HAS_SEGMENT_FS)
         off += v->seg_base_fs;
     if (in->z.attributes & ZYDIS_ATTRIB_HAS_SEGMENT_GS)

@@ -32,6 +32,9 @@ static void emit_lea(struct fvm_tr *tr, struct fvm_tr_insn *i)
     if (width == 16)
         e8(em, 0x66);
     e_lea32(em, d, m.base, m.index, m.scale, (int32_t)m.disp);
+    if (i->in.z.address_width == 16 && width == 32) { /* movzx */
+        e_rex(em, false, d, 0, d), e8(em, 0x0f), e8(em, 0xb7), e8(em, 0xc0 | (d & 7) << 3 | (d & 7));
+    }
 }
 
 /* bt/bts/btr/btc [mem], reg: the register may select any bit after (or before) the operand */

@@ -17,17 +17,20 @@ bool fvm_insn_is_string(const struct fvm_insn *in)
 }
 
 struct string_state {
-    unsigned size;
-    bool a32, back;
+    unsigned size, width; /* of an element, of an address: bytes */
+    bool back;
     uint64_t src_base, dst_base; /* segments */
 };
 
-static uint64_t amask(const struct string_state *s, uint64_t x) { return s->a32 ? (uint32_t)x : x; }
+static uint64_t amask(const struct string_state *s, uint64_t x)
+{
+    return s->width == 8 ? x : s->width == 4 ? (uint32_t)x : (uint16_t)x;
+}
 
 static void step(struct fvm_vcpu *v, const struct string_state *s, unsigned reg)
 {
     uint64_t x = v->regs[reg] + (uint64_t)(s->back ? -(int64_t)s->size : (int64_t)s->size);
-    v->regs[reg] = amask(s, x);
+    fvm_reg_set(v, reg, s->width, x);
 }
 
 static void set_compare_flags(struct fvm_vcpu *v, unsigned size, uint64_t a, uint64_t b)
@@ -94,7 +97,7 @@ static int one_element(struct fvm_vcpu *v, const struct fvm_insn *in, const stru
 
 int fvm_exec_string(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_fault *fault)
 {
-    struct string_state s = {.size = in->z.opcode & 1 ? in->z.operand_width / 8u : 1, .a32 = in->z.address_width == 32,
+    struct string_state s = {.size = in->z.opcode & 1 ? in->z.operand_width / 8u : 1, .width = in->z.address_width / 8u,
                              .back = (v->rflags & FVM_F_DF) != 0};
     uint64_t attr = in->z.attributes;
     bool io = in->z.meta.category == ZYDIS_CATEGORY_IOSTRINGOP;
@@ -121,7 +124,7 @@ int fvm_exec_string(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_fa
             v->rip = next;
             return 0;
         }
-        v->regs[FVM_RCX] = amask(&s, v->regs[FVM_RCX] - 1);
+        fvm_reg_set(v, FVM_RCX, s.width, v->regs[FVM_RCX] - 1);
         if (compares && !!(v->rflags & FVM_F_ZF) == !!(attr & ZYDIS_ATTRIB_HAS_REPNE)) {
             v->rip = next;
             return 0;
@@ -251,8 +254,8 @@ int fvm_exec_vmaskmov(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_
 int fvm_exec_maskmov(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_fault *fault)
 {
     uint64_t dst = v->regs[FVM_RDI];
-    if (in->z.address_width == 32)
-        dst = (uint32_t)dst;
+    if (in->z.address_width != 64)
+        dst = in->z.address_width == 32 ? (uint32_t)dst : (uint16_t)dst;
     if (in->z.attributes & ZYDIS_ATTRIB_HAS_SEGMENT_FS)
         dst += v->seg_base_fs;
     if (in->z.attributes & ZYDIS_ATTRIB_HAS_SEGMENT_GS)
