@@ -48,6 +48,7 @@ struct diff_state {
 enum diff_end { DIFF_END, DIFF_FAULT, DIFF_LIMIT, DIFF_DISCARD /* native only: not to be compared */ };
 struct diff_outcome {
     uint32_t end;
+    uint32_t bits; /* 64 or 32 */
     uint32_t vector, code; /* code: of vectors that have one */
     uint64_t cr2;
     struct diff_state state;
@@ -56,6 +57,7 @@ struct diff_outcome {
 
 /** What a sequence is made of when it runs: shared with the native child. */
 struct diff_request {
+    uint32_t bits;               /* 64, or 32: compatibility mode */
     uint32_t code_off, code_len; /* within the code pages */
     uint64_t end_rip;
     uint8_t code[DIFF_CODE_MAX];
@@ -69,7 +71,7 @@ void diff_base_image(uint8_t *ret);
 
 /* ---- support_gen.c, support_forms.c ---- */
 enum diff_kind { DIFF_KIND_ANY, DIFF_KIND_INT, DIFF_KIND_MEM, DIFF_KIND_SSE, DIFF_KIND_AVX, DIFF_KIND_X87, DIFF_KIND_STRING,
-                 DIFF_KIND_BRANCH, DIFF_KIND_SMC, DIFF_KIND_COUNT };
+                 DIFF_KIND_BRANCH, DIFF_KIND_SMC, DIFF_KIND_C32 /* 32-bit code */, DIFF_KIND_COUNT };
 extern const char *const diff_kind_names[DIFF_KIND_COUNT];
 
 enum diff_fix { DIFF_FIX_NONE, DIFF_FIX_REL, DIFF_FIX_ABS };
@@ -103,8 +105,8 @@ struct diff_form {
     uint16_t mnemonic, category;
 };
 struct diff_group { const struct diff_form **forms; unsigned count; uint16_t mnemonic; uint32_t kinds; };
-extern struct diff_group *diff_groups;
-extern unsigned diff_group_count;
+struct diff_forms { struct diff_group *groups; unsigned group_count, form_count; };
+const struct diff_forms *diff_forms_of(unsigned bits);
 void diff_forms_init(const struct fvm_cpu_model *model);
 /** Is the decoded instruction one that can be compared? (the exclusions are listed there, with reasons) */
 bool diff_comparable(const struct fvm_insn *in, bool kernel);

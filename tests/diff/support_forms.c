@@ -9,10 +9,14 @@
 
 #include "tests/diff/support_diff.h"
 
-struct diff_group *diff_groups;
-unsigned diff_group_count;
-static struct diff_form *forms; /* filled once, before anything runs */
-static unsigned form_count, form_max;
+struct table { /* filled once, before anything runs */
+    struct diff_forms list;
+    struct diff_form *forms;
+    unsigned max, bits;
+};
+static struct table tables[2] = {{.bits = 64}, {.bits = 32}};
+
+const struct diff_forms *diff_forms_of(unsigned bits) { return &tables[bits == 32].list; }
 
 /* Instructions whose result is not a function of the state that is compared, or that ask for the kernel. */
 static bool excluded(ZydisMnemonic m)
@@ -35,7 +39,8 @@ static bool excluded(ZydisMnemonic m)
     /* hints: the engine drops them, the processor may fault on their address */
     case ZYDIS_MNEMONIC_CLFLUSH: case ZYDIS_MNEMONIC_CLFLUSHOPT: case ZYDIS_MNEMONIC_CLWB:
     /* segment registers: the host's tables have other selectors than the guest's */
-    case ZYDIS_MNEMONIC_LFS: case ZYDIS_MNEMONIC_LGS: case ZYDIS_MNEMONIC_LSS: case ZYDIS_MNEMONIC_IRET:
+    case ZYDIS_MNEMONIC_LFS: case ZYDIS_MNEMONIC_LGS: case ZYDIS_MNEMONIC_LSS: case ZYDIS_MNEMONIC_LES:
+    case ZYDIS_MNEMONIC_LDS: case ZYDIS_MNEMONIC_IRET:
     case ZYDIS_MNEMONIC_IRETD: case ZYDIS_MNEMONIC_IRETQ:
     /* transactions: never in the model, and UD in the engine */
     case ZYDIS_MNEMONIC_XBEGIN: case ZYDIS_MNEMONIC_XEND: case ZYDIS_MNEMONIC_XABORT: case ZYDIS_MNEMONIC_XTEST:
@@ -102,32 +107,32 @@ static unsigned build(const struct diff_form *f, uint8_t *out)
     return n;
 }
 
-static bool is_prefix(unsigned opcode)
+static bool is_prefix(unsigned opcode, unsigned bits)
 {
-    return (opcode & 0xf0) == 0x40 || opcode == 0x66 || opcode == 0x67 || opcode == 0xf2 || opcode == 0xf3 || opcode == 0xf0 ||
+    return (bits == 64 && (opcode & 0xf0) == 0x40) || opcode == 0x66 || opcode == 0x67 || opcode == 0xf2 || opcode == 0xf3 || opcode == 0xf0 ||
            opcode == 0x26 || opcode == 0x2e || opcode == 0x36 || opcode == 0x3e || opcode == 0x64 || opcode == 0x65 ||
            opcode == 0xc4 || opcode == 0xc5 || opcode == 0x62 || opcode == 0x0f;
 }
 
-static void try_form(struct diff_form *f, const struct fvm_cpu_model *model)
+static void try_form(struct table *t, struct diff_form *f, const struct fvm_cpu_model *model)
 {
     uint8_t b[16];
     struct fvm_insn in;
     build(f, b);
-    if (f->map == 0 && is_prefix(f->opcode))
+    if (f->map == 0 && is_prefix(f->opcode, t->bits))
         return;
-    if (fvm_decode(b, 15, 64, &in) != FVM_DECODE_OK || !fvm_cpu_model_allows(model, &in) || !diff_comparable(&in, false))
+    if (fvm_decode(b, 15, t->bits, &in) != FVM_DECODE_OK || !fvm_cpu_model_allows(model, &in) || !diff_comparable(&in, false))
         return;
     f->modrm = (in.z.attributes & ZYDIS_ATTRIB_HAS_MODRM) != 0;
     if (!f->modrm && (f->ext || f->mem))
         return;
     f->mnemonic = (uint16_t)in.z.mnemonic;
     f->category = (uint16_t)in.z.meta.category;
-    if (form_count == form_max) {
-        form_max = form_max ? form_max * 2 : 4096;
-        forms = realloc(forms, form_max * sizeof *forms);
+    if (t->list.form_count == t->max) {
+        t->max = t->max ? t->max * 2 : 4096;
+        t->forms = realloc(t->forms, t->max * sizeof *t->forms);
     }
-    forms[form_count++] = *f;
+    t->forms[t->list.form_count++] = *f;
 }
 
 static uint32_t kinds_of(const struct diff_form *f)
@@ -162,36 +167,44 @@ static int by_mnemonic(const void *a, const void *b)
     return x->mnemonic != y->mnemonic ? (int)x->mnemonic - (int)y->mnemonic : x < y ? -1 : 1;
 }
 
-static void make_groups(void)
+static void make_groups(struct table *t)
 {
-    const struct diff_form **p = calloc(form_count, sizeof *p);
-    for (unsigned k = 0; k < form_count; k++)
-        p[k] = &forms[k];
-    qsort(p, form_count, sizeof *p, by_mnemonic);
-    diff_groups = calloc(form_count, sizeof *diff_groups);
-    for (unsigned k = 0; k < form_count; k++) {
-        if (!k || p[k]->mnemonic != p[k - 1]->mnemonic)
-            diff_groups[diff_group_count++] = (struct diff_group){.forms = p + k, .mnemonic = p[k]->mnemonic};
-        diff_groups[diff_group_count - 1].count++;
-        diff_groups[diff_group_count - 1].kinds |= kinds_of(p[k]);
+    unsigned n = t->list.form_count;
+    struct diff_group *groups = calloc(n, sizeof *groups), *last = NULL;
+    const struct diff_form **p = calloc(n, sizeof *p);
+    for (unsigned k = 0; k < n; k++)
+        p[k] = &t->forms[k];
+    qsort(p, n, sizeof *p, by_mnemonic);
+    for (unsigned k = 0; k < n; k++) {
+        if (!last || p[k]->mnemonic != last->mnemonic) {
+            last = &groups[t->list.group_count++];
+            *last = (struct diff_group){.forms = p + k, .mnemonic = p[k]->mnemonic};
+        }
+        last->count++;
+        last->kinds |= kinds_of(p[k]) | 1u << DIFF_KIND_C32;
     }
+    t->list.groups = groups;
 }
 
 void diff_forms_init(const struct fvm_cpu_model *model)
 {
-    struct diff_form f = {0};
-    for (unsigned map = 0; map < 7; map++)
-        for (unsigned op = 0; op < 256; op++)
-            for (unsigned v = 0; v < 4 * 8 * 2 * 2 * (map >= 4 ? 2 : 1); v++) {
-                f = (struct diff_form){.map = (uint8_t)map, .opcode = (uint8_t)op, .pfx = v & 3, .ext = v >> 2 & 7,
-                                       .mem = v >> 5 & 1, .w = v >> 6 & 1, .l = (v >> 7) & 1};
-                try_form(&f, model);
-            }
-    make_groups();
+    for (struct table *t = tables; t < tables + FVM_ARRAY_SIZE(tables); t++) {
+        unsigned widths = t->bits == 64 ? 2 : 1; /* of REX.W or VEX.W */
+        for (unsigned map = 0; map < 7; map++)
+            for (unsigned op = 0; op < 256; op++)
+                for (unsigned v = 0; v < 4 * 8 * 2 * 2 * (map >= 4 ? 2 : 1); v++) {
+                    struct diff_form f = {.map = (uint8_t)map, .opcode = (uint8_t)op, .pfx = v & 3, .ext = v >> 2 & 7,
+                                          .mem = v >> 5 & 1, .w = v >> 6 & 1, .l = (v >> 7) & 1};
+                    /* outside 64-bit mode W of vpinsrd and vpextrd is #UD or ignored: vendors differ */
+                    if (f.w < widths || (map >= 4 && !(map == 6 && (op == 0x16 || op == 0x22))))
+                        try_form(t, &f, model);
+                }
+        make_groups(t);
+    }
 }
 
 unsigned diff_gen_forms(unsigned *ret_mnemonics)
 {
-    *ret_mnemonics = diff_group_count;
-    return form_count;
+    *ret_mnemonics = tables[0].list.group_count;
+    return tables[0].list.form_count;
 }

@@ -72,15 +72,18 @@ static void set_seg(struct fvm_vcpu *v, unsigned seg, uint16_t sel, uint16_t att
     v->seg[seg] = (struct fvm_seg){.sel = sel, .attr = attr, .limit = 0xffffffff};
 }
 
-static void set_ring(struct fvm_vcpu *v, bool kernel)
+/* The host's selectors also at CPL 0: they can be read. */
+static void set_ring(struct fvm_vcpu *v, bool kernel, unsigned bits)
 {
     unsigned dpl = kernel ? 0 : 0x60;
     v->cpl = kernel ? 0 : 3;
-    set_seg(v, FVM_CS, 0x33, (uint16_t)(0xa09b | dpl)); /* the host's selectors also at CPL 0: they can be read */
+    set_seg(v, FVM_CS, bits == 64 ? 0x33 : 0x23, (uint16_t)((bits == 64 ? 0xa09b : 0xc09b) | dpl));
     set_seg(v, FVM_SS, 0x2b, (uint16_t)(0xc093 | dpl));
-    for (unsigned s = FVM_ES; s <= FVM_GS; s++)
+    for (unsigned s = FVM_ES; s <= FVM_GS; s++) {
+        bool flat = bits == 32 && (s == FVM_DS || s == FVM_ES);
         if (s != FVM_CS && s != FVM_SS)
-            set_seg(v, s, 0, 0);
+            set_seg(v, s, flat ? 0x2b : 0, flat ? 0xc0f3 : 0);
+    }
 }
 
 int diff_guest_create(enum diff_mode mode, const uint8_t *base, struct diff_guest **ret)
@@ -108,7 +111,7 @@ int diff_guest_create(enum diff_mode mode, const uint8_t *base, struct diff_gues
     v->efer = FVM_EFER_LME | FVM_EFER_LMA | FVM_EFER_NXE | FVM_EFER_SCE;
     v->xcr0 = 7;
     v->tr = (struct fvm_seg){.sel = 0x40, .attr = 0x8b, .limit = 0x5f}; /* too short for an I/O bitmap */
-    set_ring(v, false);
+    set_ring(v, false, 64);
     fvm_control_reload(v);
     *ret = g;
     return 0;
@@ -152,7 +155,7 @@ void diff_guest_run(struct diff_guest *g, const struct diff_request *req, bool k
     struct fvm_vcpu *v = g->v;
     struct fvm_run_result r;
     load_memory(g, req);
-    set_ring(v, kernel);
+    set_ring(v, kernel, req->bits);
     v->run = FVM_RUN_NORMAL;
     memcpy(v->regs, req->init.regs, sizeof v->regs);
     v->rip = req->init.rip;
@@ -163,6 +166,7 @@ void diff_guest_run(struct diff_guest *g, const struct diff_request *req, bool k
     v->cr2 = 0;
     /* Ends as the native run does, at the ud2: so nothing of the engine is told where the sequence ends. */
     fvm_vcpu_run_until(v, NOWHERE, MAX_BLOCKS, &r);
+    ret->bits = req->bits;
     ret->end = r.limit ? DIFF_LIMIT : r.faulted && r.fault.vector == FVM_EXC_UD && v->rip == req->end_rip ? DIFF_END : DIFF_FAULT;
     ret->vector = r.faulted ? r.fault.vector : 0;
     ret->code = r.faulted && r.fault.has_code ? r.fault.code : 0;

@@ -28,33 +28,40 @@
 #define CTX_AT 0x0e000000
 struct native_ctx {
     uint64_t host_rsp, host_fs;
+    uint32_t far_rip; /* 16-bit selector and 32-bit offset of a far jump */
+    uint16_t far_sel;
     struct diff_state st; /* at 64 */
     uint8_t on;
     uint32_t ticks;
 } __attribute__((aligned(64)));
 #define CTX ((struct native_ctx *)CTX_AT)
-_Static_assert(offsetof(struct native_ctx, st) == 64, "offsets in the assembly");
+_Static_assert(offsetof(struct native_ctx, st) == 64 && offsetof(struct native_ctx, far_rip) == 16, "offsets in the assembly");
 _Static_assert(offsetof(struct diff_state, rip) == 128 && offsetof(struct diff_state, fs_base) == 144 &&
                    offsetof(struct diff_state, xsave) == 192, "offsets in the assembly");
 _Static_assert(offsetof(struct native_ctx, on) == 64 + 192 + DIFF_XSAVE, "offsets in the assembly");
 
+#define ENTER(name, segments, jump) \
+        #name ":\n" \
+        "    push %rbp\n    push %rbx\n    push %r12\n    push %r13\n    push %r14\n    push %r15\n" \
+        "    movq %rsp, C\n" \
+        "    rdfsbase %rax\n    movq %rax, C + 8\n" \
+        segments \
+        "    movl $7, %eax\n    xorl %edx, %edx\n    xrstor64 S + 192\n" \
+        "    movq S + 152, %rax\n    wrgsbase %rax\n" \
+        "    movq S + 144, %rax\n    wrfsbase %rax\n" \
+        "    movb $1, ON\n" \
+        "    pushq S + 136\n    popfq\n" \
+        "    movq S, %rax\n    movq S + 8, %rcx\n    movq S + 16, %rdx\n    movq S + 24, %rbx\n" \
+        "    movq S + 40, %rbp\n    movq S + 48, %rsi\n    movq S + 56, %rdi\n" \
+        "    movq S + 64, %r8\n    movq S + 72, %r9\n    movq S + 80, %r10\n    movq S + 88, %r11\n" \
+        "    movq S + 96, %r12\n    movq S + 104, %r13\n    movq S + 112, %r14\n    movq S + 120, %r15\n" \
+        "    movq S + 32, %rsp\n" \
+        jump
+
 __asm__(".text\n"
         ".set C, 0x0e000000\n.set S, C + 64\n.set ON, C + 64 + 192 + 832\n"
-        "diff_native_enter:\n"
-        "    push %rbp\n    push %rbx\n    push %r12\n    push %r13\n    push %r14\n    push %r15\n"
-        "    movq %rsp, C\n"
-        "    rdfsbase %rax\n    movq %rax, C + 8\n"
-        "    movl $7, %eax\n    xorl %edx, %edx\n    xrstor64 S + 192\n"
-        "    movq S + 152, %rax\n    wrgsbase %rax\n"
-        "    movq S + 144, %rax\n    wrfsbase %rax\n"
-        "    movb $1, ON\n"
-        "    pushq S + 136\n    popfq\n"
-        "    movq S, %rax\n    movq S + 8, %rcx\n    movq S + 16, %rdx\n    movq S + 24, %rbx\n"
-        "    movq S + 40, %rbp\n    movq S + 48, %rsi\n    movq S + 56, %rdi\n"
-        "    movq S + 64, %r8\n    movq S + 72, %r9\n    movq S + 80, %r10\n    movq S + 88, %r11\n"
-        "    movq S + 96, %r12\n    movq S + 104, %r13\n    movq S + 112, %r14\n    movq S + 120, %r15\n"
-        "    movq S + 32, %rsp\n"
-        "    jmp *S + 128\n"
+        ENTER(diff_native_enter, "", "    jmp *S + 128\n")
+        ENTER(diff_native_enter32, "    movl $0x2b, %eax\n    movl %eax, %ds\n    movl %eax, %es\n", "    ljmp *C + 16\n")
         "diff_native_leave:\n"
         "    movq C, %rsp\n    cld\n    vzeroupper\n    fninit\n    pushq $0x1f80\n    ldmxcsr (%rsp)\n    addq $8, %rsp\n"
         "    pop %r15\n    pop %r14\n    pop %r13\n    pop %r12\n    pop %rbx\n    pop %rbp\n    ret\n"
@@ -70,6 +77,7 @@ __asm__(".text\n"
         "1:  call diff_native_stray\n"
         "    pop %rbx\n    ret\n");
 void diff_native_enter(void);
+void diff_native_enter32(void);
 void diff_native_signal(void);
 int diff_native_caught(int signo, siginfo_t *info, void *context, uint64_t fs_base, uint64_t gs_base);
 void diff_native_stray(int signo, siginfo_t *info, void *context);
@@ -156,7 +164,15 @@ static void run_one(const struct shared *sh, const struct diff_request *req, str
     now.end_rip = req->end_rip;
     CTX->st = req->init;
     CTX->ticks = 0;
-    diff_native_enter();
+    if (req->bits == 32) {
+        CTX->far_rip = (uint32_t)req->init.rip;
+        CTX->far_sel = 0x23; /* Linux' 32-bit user code segment */
+        diff_native_enter32();
+        __asm__ volatile("movl %0, %%ds\n\tmovl %0, %%es" : : "r"(0));
+    } else {
+        diff_native_enter();
+    }
+    out->bits = req->bits;
     for (unsigned k = 0; k < DIFF_PAGES; k++)
         memcpy(out->mem + k * 4096, (const void *)diff_pages[k].va, 4096);
 }
