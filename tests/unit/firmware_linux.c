@@ -234,7 +234,8 @@ static void test_not_a_kernel(void)
 /* A cut initrd is refused at every length; whole ones, several in a row and unknown formats pass. */
 static void test_initrds(void)
 {
-    static const char entry[] = "070701%08x" /* inode */ "%032d" /* mode to mtime */ "%08d" "%08x" /* size */ "%032d" "%08x" "%08d%s";
+    /* inode; mode to links; time; size; devices; length of the name; checksum; the name */
+    static const char entry[] = "070701%08x" "%032d" "%08d" "%08x" "%032d" "%08x" "%08d%s";
     char text[512], again[1024];
     struct fvm_err err;
     size_t first, len;
@@ -254,7 +255,8 @@ static void test_initrds(void)
     memcpy(again, text, len);
     memset(again + len, 0, 512);
     memcpy(again + 512, "\xfd" "7zXZ\0 something YZ\0\0\0\0", 24);
-    struct fvm_boot_image xz = image(again, 536, "xz"), cut = image(again, 530, "cut"), other = image("some disk", 9, "disk");
+    struct fvm_boot_image xz = image(again, 536, "xz"), cut = image(again, 530, "cut");
+    struct fvm_boot_image other = image("some disk", 9, "disk");
     CU_ASSERT_EQUAL(fvm_initrd_check(&xz, &err), 0);
     CU_ASSERT_EQUAL(fvm_initrd_check(&other, &err), 0);
     refused(fvm_initrd_check(&cut, &err), &err, "truncated");
