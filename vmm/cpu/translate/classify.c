@@ -163,7 +163,7 @@ static int plain_class(struct fvm_tr_insn *i, unsigned bits)
     return -1;
 }
 
-static int memory_class(struct fvm_tr_insn *i)
+static int memory_class(const struct fvm_tr *tr, struct fvm_tr_insn *i)
 {
     const struct fvm_insn *in = &i->in;
     for (unsigned k = 0; k < in->z.operand_count; k++) {
@@ -176,6 +176,9 @@ static int memory_class(struct fvm_tr_insn *i)
         if (o->encoding == ZYDIS_OPERAND_ENCODING_DISP16_32_64)
             return FVM_C_MOFFS;
     }
+    if (in->z.mnemonic == ZYDIS_MNEMONIC_CMPXCHG && i->mem_op == 0 && in->ops[0].size == 64 &&
+        (in->z.attributes & ZYDIS_ATTRIB_HAS_LOCK) && fvm_tr_unlocked(tr))
+        return FVM_C_CMPXCHG;
     return i->mem_op != 0xff ? FVM_C_IDENT_MEM : FVM_C_IDENT;
 }
 
@@ -199,7 +202,7 @@ static void needs(struct fvm_tr *tr, struct fvm_tr_insn *i)
     case FVM_C_POP: case FVM_C_LEAVE:
         i->need = tr->bits == 64 ? 1 : 3;
         break;
-    case FVM_C_BT_MEM:
+    case FVM_C_BT_MEM: case FVM_C_CMPXCHG:
         i->need = 7;
         break;
     case FVM_C_FAST_SYS:
@@ -228,7 +231,7 @@ void fvm_tr_classify(struct fvm_tr *tr, struct fvm_tr_insn *i)
         c = FVM_C_NM;
     else if ((c = sensitive_class(tr, in)) < 0 && (c = branch_class(in)) < 0 && (c = string_class(in)) < 0 &&
              (c = plain_class(i, tr->bits)) < 0)
-        c = fvm_insn_is_system(in) ? FVM_C_SYSTEM : memory_class(i);
+        c = fvm_insn_is_system(in) ? FVM_C_SYSTEM : memory_class(tr, i);
     if (tr->bits == 32 && in->z.address_width == 16 && (i->mem_op != 0xff || c == FVM_C_STRING || c == FVM_C_BT_MEM))
         c = FVM_C_ONE;
     if (tr->bits == 32 && in->z.address_width == 16 && c == FVM_C_LOOP)

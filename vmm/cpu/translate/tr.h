@@ -20,7 +20,7 @@ enum fvm_class {
     FVM_C_DROP,      /* nop, prefetch, clflush... */
     FVM_C_PUSH, FVM_C_POP, FVM_C_LEAVE, FVM_C_PUSHF,
     FVM_C_JMP, FVM_C_JCC, FVM_C_LOOP, FVM_C_CALL, FVM_C_RET, FVM_C_JMP_IND, FVM_C_CALL_IND,
-    FVM_C_STRING, FVM_C_BT_MEM, FVM_C_XLAT, FVM_C_MOFFS, FVM_C_INCDEC32,
+    FVM_C_STRING, FVM_C_CMPXCHG, FVM_C_BT_MEM, FVM_C_XLAT, FVM_C_MOFFS, FVM_C_INCDEC32,
     FVM_C_CLI, FVM_C_STI, FVM_C_RDTSC, FVM_C_SWAPGS, FVM_C_MOV_FROM_SREG,
     FVM_C_SYSCALL, FVM_C_SYSRET, FVM_C_IRET, FVM_C_FAST_SYS, /* ends the block, fast helper tries first */
     FVM_C_SYSTEM,    /* ends the block, C executes it */
