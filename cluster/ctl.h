@@ -32,6 +32,7 @@ struct ctl_options {
     bool json, history, dry_run, follow;
     uint32_t timeout_s, max_downtime_ms, deadline_s;
     const char *on_miss;
+    uint64_t rate_limit_bytes;
     Fvm__VmConfig *config; /* vm create */
 };
 

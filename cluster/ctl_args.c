@@ -21,6 +21,7 @@ enum {
     O_MAX_DOWNTIME,
     O_DEADLINE,
     O_ON_MISS,
+    O_RATE_LIMIT,
     O_DRY_RUN,
     O_NO_HISTORY,
     O_KERNEL,
@@ -65,6 +66,7 @@ static const struct argp_option table[] = {
     {"deadline", O_DEADLINE, "SECONDS", 0, "give up after this (default 600)", 0},
     {"on-miss", O_ON_MISS, "cancel|pause", 0,
      "at the deadline: stay, or move with whatever blackout it takes (default cancel)", 0},
+    {"rate-limit", O_RATE_LIMIT, "SIZE", 0, "send at most this much per second, as 100M", 0},
     {"dry-run", O_DRY_RUN, 0, 0, "do everything but stop the guest", 0},
     {0},
 };
@@ -216,6 +218,7 @@ static error_t on_option(int key, char *arg, struct argp_state *state)
 {
     struct parse *p = state->input;
     struct ctl_options *o = p->o;
+    struct fvm_err err = {0};
     p->state = state;
     if (key >= O_AS && key < O_AS + 64)
         p->used[key - O_AS] = true;
@@ -246,6 +249,9 @@ static error_t on_option(int key, char *arg, struct argp_state *state)
         break;
     case O_ON_MISS:
         o->on_miss = arg;
+        break;
+    case O_RATE_LIMIT:
+        must(p, fvm_config_parse_bytes(arg, &o->rate_limit_bytes, &err), &err);
         break;
     case O_DRY_RUN:
         o->dry_run = true;

@@ -161,6 +161,7 @@ int ctl_vm_migrate(struct ctl *ctl, struct fvm_err *err)
     m.max_downtime_ms = ctl->opt.max_downtime_ms;
     m.deadline_ms = ctl->opt.deadline_s * 1000;
     m.on_miss = (char *)(uintptr_t)(ctl->opt.on_miss ? ctl->opt.on_miss : "");
+    m.rate_limit_bytes = ctl->opt.rate_limit_bytes;
     m.dry_run = ctl->opt.dry_run;
     request.what_case = FVM__REQUEST__WHAT_VM_MIGRATE;
     request.vm_migrate = &m;

@@ -97,8 +97,8 @@ json_t *ctl_progress_json(const Fvm__MigrateProgress *p)
     if (!p->finished)
         return out;
     json_t *timeline = json_pack(
-        "{s:b, s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "finished", 1, "verified", (int)p->verified, "rounds",
-        (json_int_t)p->rounds, "blackout_ns", (json_int_t)p->blackout_ns, "total_ns", (json_int_t)p->total_ns,
+        "{s:b, s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "finished", 1, "verified", (int)p->verified,
+        "rounds", (json_int_t)p->rounds, "blackout_ns", (json_int_t)p->blackout_ns, "total_ns", (json_int_t)p->total_ns,
         "prepare_ns", (json_int_t)p->prepare_ns, "precopy_ns", (json_int_t)p->precopy_ns, "final_ns",
         (json_int_t)p->final_ns, "handover_ns", (json_int_t)p->handover_ns, "digest_repairs",
         (json_int_t)p->digest_repairs, "corrupt_batches", (json_int_t)p->corrupt_batches);

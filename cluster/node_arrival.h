@@ -23,6 +23,7 @@ struct node_move {
     struct node_call *call; /* NULL: nobody watches any more */
     char to[FVM_DIR_NAME_MAX + 1];
     char on_miss[16];
+    uint64_t rate_limit_bytes;
     uint32_t max_downtime_ms, deadline_ms;
     bool dry_run, started, cancelled;
     bool drop_there; /* the destination made ready and must be told when it comes to nothing */

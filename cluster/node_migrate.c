@@ -213,13 +213,14 @@ static void on_ready(void *ctx, const Fvm__Reply *reply, const struct fvm_err *e
         fvm_err_set(&why, FVM_EPROTO, 0, "cluster", "node %s gave no usable address", m->to);
     if (!why.code && m->cancelled)
         fvm_err_set(&why, FVM_ECANCELLED, 0, "cluster", "cancelled before anything was sent");
-    json_t *request = why.code
-                          ? NULL
-                          : json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:s, s:b}", "cmd", "migrate",
-                                      "self", vm->node->name, "to_name", m->to, "to_addr", reply->ready->address,
-                                      "to_key", reply->ready->public_key, "store", fvm_store_url(vm->node->store), "vm",
-                                      vm->name, "max_downtime_ms", (json_int_t)m->max_downtime_ms, "deadline_ms",
-                                      (json_int_t)m->deadline_ms, "on_miss", m->on_miss, "dry_run", (int)m->dry_run);
+    json_t *request =
+        why.code ? NULL
+                 : json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:s, s:b, s:I}", "cmd", "migrate", "self",
+                             vm->node->name, "to_name", m->to, "to_addr", reply->ready->address, "to_key",
+                             reply->ready->public_key, "store", fvm_store_url(vm->node->store), "vm", vm->name,
+                             "max_downtime_ms", (json_int_t)m->max_downtime_ms, "deadline_ms",
+                             (json_int_t)m->deadline_ms, "on_miss", m->on_miss, "dry_run", (int)m->dry_run,
+                             "rate_limit_bytes", (json_int_t)FVM_MIN(m->rate_limit_bytes, (uint64_t)INT64_MAX));
     if (!why.code && (!vm->control || node_control_call(vm->control, request, READY_MS, on_migrate_reply, vm)))
         fvm_err_set(&why, FVM_ECLOSED, 0, "cluster", "VM %s: its control socket does not answer", vm->name);
     if (why.code)
@@ -314,8 +315,11 @@ void node_migrate_start(struct node_call *call, struct node_vm *vm, const Fvm__V
     if (!check_move(vm, r, &err) && !(m = calloc(1, sizeof(*m))))
         fvm_err_set(&err, FVM_ENOMEM, 0, "cluster", "out of memory");
     if (!err.code) {
-        *m = (struct node_move){
-            .call = call, .max_downtime_ms = r->max_downtime_ms, .deadline_ms = r->deadline_ms, .dry_run = r->dry_run};
+        *m = (struct node_move){.call = call,
+                                .max_downtime_ms = r->max_downtime_ms,
+                                .deadline_ms = r->deadline_ms,
+                                .dry_run = r->dry_run,
+                                .rate_limit_bytes = r->rate_limit_bytes};
         snprintf(m->to, sizeof(m->to), "%s", r->to);
         snprintf(m->on_miss, sizeof(m->on_miss), "%s", r->on_miss[0] ? r->on_miss : "cancel");
         vm->leaving = m;

@@ -29,7 +29,7 @@ _fvm_cluster() {
         "vm create") options+=" --kernel --initrd --append --memory --cpus --cpu --disk --net --no-rng --on-reset" ;;
         "vm stop") options+=" --timeout" ;;
         "vm console") options+=" --no-history" ;;
-        "vm migrate") options+=" --max-downtime --deadline --on-miss --dry-run" ;;
+        "vm migrate") options+=" --max-downtime --deadline --on-miss --rate-limit --dry-run" ;;
         esac
         mapfile -t COMPREPLY < <(compgen -W "$options" -- "$cur")
         return
