@@ -18,6 +18,11 @@ bool fvm_log_parse_level(const char *s, enum fvm_log_level *ret_level);
 void fvm_log_set_fd(int fd);
 void fvm_log_set_crlf(bool on);
 bool fvm_log_enabled(enum fvm_log_level level);
+/** Is the n-th (1...) of many alike worth a line? The first 16, then each power of two: strangers must not fill a disk. */
+static inline bool fvm_log_nth(uint64_t n)
+{
+    return n <= 16 || (n & (n - 1)) == 0;
+}
 void fvm_log_emit(enum fvm_log_level level, const char *event, const char *fmt, ...) FVM_PRINTF(3, 4);
 
 #define fvm_log(LEVEL, event, ...)                                                                 \

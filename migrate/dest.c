@@ -314,7 +314,9 @@ static void turn_control(struct fvm_dest *d)
         if (rc == 0 && d->state != DEST_IDLE && !same_peer(d, msg))
             rc = fvm_err_set(&err, FVM_EBUSY, 0, "migrate", "busy with a migration from %s", d->ticket.from);
         if (rc) {
-            fvm_log(WARN, "migrate.dest", "key=%s text=\"%s\"", from.key, err.text);
+            if (fvm_log_nth(++d->refused))
+                fvm_log(WARN, "migrate.dest", "key=%s text=\"%s\" count=%llu", from.key, err.text,
+                        (unsigned long long)d->refused);
             fvm_wire_stop(d->control, &from, &err);
         } else {
             if (d->state == DEST_IDLE) {

@@ -46,8 +46,8 @@ struct fvm_dest {
     struct fvm_migrate_report report;
     struct fvm_migrate_progress progress;
     uint64_t start_ns, idle_ns, heard_ns, looked_ns, alive_ns, progress_ns;
-    uint64_t acked_seq, acked_corrupt;
-    int holds; /* the source's answer to HoldQuery: -1 none yet, 0, 1 */
+    uint64_t acked_seq, acked_corrupt, refused; /* refused: messages */
+    int holds;                                  /* the source's answer to HoldQuery: -1 none yet, 0, 1 */
 };
 
 /* dest.c */

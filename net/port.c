@@ -41,6 +41,7 @@ struct fvm_port_ctx { /* any thread */
     pthread_mutex_t lock; /* domains, and held while allow runs */
     struct domain domains[DOMAINS_MAX];
     unsigned next_id;
+    uint64_t refused;
 };
 
 struct peer_seq { /* where a peer's (or our own, per peer) numbering stands */
@@ -74,7 +75,7 @@ struct fvm_port { /* one thread at a time */
     unsigned drops, failed_handshakes;
     struct peer_seq *peers;
     unsigned peer_count;
-    uint64_t tick;
+    uint64_t tick, malformed;
     struct pump *pump;
 };
 
@@ -112,8 +113,8 @@ static bool admit(struct fvm_port_ctx *ctx, const char *domain, const char *key,
         if (ctx->domains[i].id == id && ctx->domains[i].allow)
             ok = ctx->domains[i].allow(ctx->domains[i].ctx, key, addr);
     pthread_mutex_unlock(&ctx->lock);
-    if (!ok)
-        fvm_log(WARN, "port.refused", "addr=%s key=%s", addr, key);
+    if (!ok && fvm_log_nth(++ctx->refused)) /* ZAP thread alone */
+        fvm_log(WARN, "port.refused", "addr=%s key=%s count=%llu", addr, key, (unsigned long long)ctx->refused);
     return ok;
 }
 
@@ -692,8 +693,9 @@ static int recv_now(struct fvm_port *p, struct fvm_port_msg **ret_msg)
         msg_identify(p, msg, &id, &head);
         *ret_msg = msg;
     } else {
-        if (rc == FVM_EPROTO)
-            fvm_log(WARN, "port.malformed", "addr=%s frames=%u", p->addr, msg->count);
+        if (rc == FVM_EPROTO && fvm_log_nth(++p->malformed))
+            fvm_log(WARN, "port.malformed", "addr=%s frames=%u count=%llu", p->addr, msg->count,
+                    (unsigned long long)p->malformed);
         fvm_port_msg_destroy(&msg);
     }
     zmq_msg_close(&id);
