@@ -18,6 +18,7 @@ const struct diff_page diff_pages[DIFF_PAGES] = {
     {DIFF_DATA, DIFF_W}, {DIFF_DATA + 0x1000, DIFF_W}, {DIFF_DATA + 0x2000, DIFF_W}, {DIFF_DATA + 0x3000, DIFF_W},
     {DIFF_DATA + 0x5000, 0}, {DIFF_DATA + 0x6000, DIFF_W}, {DIFF_DATA + 0x7000, DIFF_W},
     {DIFF_STACK, DIFF_W}, {DIFF_STACK + 0x1000, DIFF_W}, {DIFF_HIGH, DIFF_W}, {DIFF_HIGH + 0x1000, DIFF_W},
+    {DIFF_SAVE, DIFF_W},
 };
 
 int diff_page_of(uint64_t va)
@@ -47,6 +48,11 @@ void diff_base_image(uint8_t *ret)
         }
         memcpy(ret + o, &x, 8);
     }
+    uint8_t *save = ret + (DIFF_PAGES - 1) * 4096;
+    memset(save, 0, 4096);
+    save[0x400] = 0x7f, save[0x401] = 3;          /* FCW */
+    save[0x400 + 24] = 0x80, save[0x400 + 25] = 0x1f; /* MXCSR */
+    save[0x400 + 512] = 7;
 }
 
 void diff_image(const struct diff_request *req, const uint8_t *base, uint8_t *ret)
@@ -259,6 +265,14 @@ static bool rep_overwritten(const struct diff_seq *s, const struct diff_outcome 
     return false;
 }
 
+/* AMD's processors leave the registers that popa loaded before it faulted. */
+static bool popa_faulted(const struct diff_outcome *a, const struct diff_outcome *b)
+{
+    struct fvm_insn in;
+    return a->end == DIFF_FAULT && b->end == DIFF_FAULT && a->state.rip == b->state.rip && a->vector == b->vector &&
+           faulting(a, &in) && (in.z.mnemonic == ZYDIS_MNEMONIC_POPA || in.z.mnemonic == ZYDIS_MNEMONIC_POPAD);
+}
+
 bool diff_equal(const struct diff_seq *s, const struct diff_outcome *a, const struct diff_outcome *b, char *text, size_t size)
 {
     static const char *const names[16] = {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
@@ -269,6 +283,8 @@ bool diff_equal(const struct diff_seq *s, const struct diff_outcome *a, const st
         return true;
     struct fvm_insn in;
     if (a->end == DIFF_FAULT && faulting(a, &in) && !diff_comparable(&in, s->kernel)) /* code that wrote itself anew */
+        return true;
+    if (popa_faulted(a, b))
         return true;
     if (rep_overwritten(s, a) || rep_overwritten(s, b))
         return true;

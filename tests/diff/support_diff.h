@@ -7,7 +7,8 @@
  *     0x10000000  3 pages  code, writable and executable       0x20006000  2 pages  data
  *     0x20000000  4 pages  data                                0x30000000  2 pages  stack
  *     0x20004000  1 page   not mapped                          0x222200000000  2 pages  data
- *     0x20005000  1 page   read only                           all else is not mapped
+ *     0x20005000  1 page   read only                           0x40000000      1 page   XSAVE areas
+ *     all else is not mapped
  *
  * An image is the bytes of all these pages, in this order. In the guest no two of them are neighbours in guest RAM.
  */
@@ -20,7 +21,7 @@
 #include "vmm/cpu/decode.h"
 #include "vmm/cpu/state.h"
 
-#define DIFF_PAGES 14
+#define DIFF_PAGES 15
 #define DIFF_CODE_PAGES 3
 #define DIFF_IMAGE_BYTES (DIFF_PAGES * 4096)
 #define DIFF_CODE 0x10000000ull
@@ -28,7 +29,8 @@
 #define DIFF_HIGH 0x222200000000ull
 #define DIFF_STACK 0x30000000ull
 #define DIFF_XSAVE 832
-#define DIFF_XSAVE_AREA (DIFF_DATA + 0x7400) /* where sequences save and restore vectors */
+#define DIFF_SAVE 0x40000000ull
+#define DIFF_XSAVE_AREA (DIFF_SAVE + 0x400) /* where sequences save and restore vectors */
 #define DIFF_CODE_MAX 2048
 #define DIFF_INSNS_MAX 64
 #define DIFF_POKES 24

@@ -166,7 +166,7 @@ static void init_state(struct gen *g)
     memcpy(g->value, st->regs, sizeof g->value);
     g->known = gen_is64(g) ? 0xffff : 0xff;
     for (unsigned k = 0; k < DIFF_POKES; k++) {
-        q->poke_off[k] = (DIFF_CODE_PAGES + diff_below(&g->r, DIFF_PAGES - DIFF_CODE_PAGES)) * 4096 + diff_below(&g->r, 512) * 8;
+        q->poke_off[k] = (DIFF_CODE_PAGES + diff_below(&g->r, DIFF_PAGES - 1 - DIFF_CODE_PAGES)) * 4096 + diff_below(&g->r, 512) * 8;
         if (q->poke_off[k] >> 12 == DIFF_CODE_PAGES + 4) /* the read-only page stays what it is */
             q->poke_off[k] -= 4096;
         q->poke[k] = any_value(g);

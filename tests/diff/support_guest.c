@@ -61,7 +61,7 @@ static void make_tables(struct diff_guest *g)
 {
     g->next_table = TABLES + 4096;
     for (unsigned k = 0; k < DIFF_PAGES; k++) {
-        g->frame[k] = FRAMES + (k * 5 % DIFF_PAGES) * 0x3000; /* 5 and 14 have no common factor: all differ, none adjacent */
+        g->frame[k] = FRAMES + (k * 4 % DIFF_PAGES) * 0x3000; /* 4 and 15 have no common factor: all differ, none adjacent */
         map_page(g, diff_pages[k].va, g->frame[k], diff_pages[k].rights);
         memcpy(fvm_ram_hva(g->ram, g->frame[k]), g->base + k * 4096, 4096);
     }
