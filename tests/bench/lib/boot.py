@@ -1,15 +1,16 @@
 """Wall time from the start of a machine's process to the first line of init."""
-from lib.machine import Output, Stalled, note
+from lib.machine import Output, Stalled, Waits, note
 
 MARK = "fvm-guest: init at"
 
 
-def boot_once(machine, guest, append, patience):
+def boot_once(machine, guest, append, patience, raw):
     with Output(machine.command(guest, append)) as out:
+        waits = Waits(out.process.pid)
         try:
             for seconds, line in out.lines(patience):
                 if MARK in line:
-                    return seconds
+                    return seconds if raw else seconds * (1 - waits.fraction())
         except Stalled:
             pass
     return None
@@ -22,7 +23,7 @@ def measure(guest, machines, args):
         rows[row] = {m.name: [] for m in machines}
         for i in range(2 * args.runs - 1):
             for m in machines if i % 2 == 0 else machines[::-1]:
-                seconds = boot_once(m, guest, append + " fvm.net=off fvm.run=hello", args.patience)
+                seconds = boot_once(m, guest, append + " fvm.net=off fvm.run=hello", args.patience, args.raw)
                 note("%s %d: %s %s" % (row, i + 1, m.name, seconds))
                 if seconds is not None:
                     rows[row][m.name].append(seconds)

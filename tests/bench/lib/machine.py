@@ -35,6 +35,37 @@ class Stalled(Exception):
     """No line for too long."""
 
 
+class Waits:
+    """How much of the last interval a process wanted to run but found no processor of the host free, by its busiest
+    thread. Linux counts both in /proc/PID/task/TID/schedstat: ns on a processor, ns waiting for one."""
+
+    def __init__(self, pid):
+        self.folder = "/proc/%d/task" % pid
+        self.before = self.read()
+        self.at = time.monotonic()
+
+    def read(self):
+        threads = {}
+        try:
+            for tid in os.listdir(self.folder):
+                with open("%s/%s/schedstat" % (self.folder, tid), encoding="ascii") as f:
+                    threads[tid] = [int(n) for n in f.read().split()[:2]]
+        except (OSError, ValueError):
+            pass  # it ends, or this kernel does not count
+        return threads
+
+    def fraction(self):
+        """0 (always ran) to 0.95 since the last call; 0 for an interval too short to tell."""
+        after, now = self.read(), time.monotonic()
+        busiest = (0, 0)
+        for tid, (ran, waited) in after.items():
+            ran_before, waited_before = self.before.get(tid, (0, 0))
+            busiest = max(busiest, (ran - ran_before, waited - waited_before))
+        seconds = now - self.at
+        self.before, self.at = after, now
+        return 0 if seconds < 0.004 else min(0.95, max(0, busiest[1] / 1e9 / seconds))
+
+
 class Output:
     """A process and the lines it prints, each with the time when it was complete."""
 

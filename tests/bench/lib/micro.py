@@ -2,7 +2,7 @@
 import fnmatch
 import subprocess
 
-from lib.machine import Output, Stalled, note
+from lib.machine import Output, Stalled, Waits, note
 
 GROUPS = {
     "integer": "integer",
@@ -12,6 +12,10 @@ GROUPS = {
     "process": "processes, paging",
     "code": "changing code",
 }
+
+
+# What sleeps, or works in more than one process: there the time without a processor cannot be told from the rest.
+MANY = {"pipe", "futex", "sleep", "fork", "exec", "thread", "cow"}
 
 
 class Catalogue:
@@ -37,13 +41,16 @@ class Catalogue:
 class Results:
     """Values by machine and row, one per run; None where a run had no value."""
 
-    def __init__(self, catalogue):
+    def __init__(self, catalogue, raw):
         self.catalogue = catalogue
+        self.raw = raw
         self.values = {}
         self.failures = []
         self.skipped = {}  # machine: rows that its processor cannot have
 
-    def add(self, machine, line):
+    def add(self, machine, line, waits):
+        """waits: of the machine's process, asked once per row."""
+        waited = waits.fraction()
         words = line.split()
         if len(words) != 3 or words[0] not in self.catalogue.group:
             return
@@ -58,6 +65,8 @@ class Results:
             value = float(text)
         except ValueError:
             return
+        if not self.raw and self.catalogue.bench[row] not in MANY:
+            value = value / (1 - waited) if unit.endswith("/s") else value * (1 - waited)
         self.catalogue.units[row] = unit
         self.values.setdefault(machine, {}).setdefault(row, []).append(value)
 
@@ -70,9 +79,10 @@ class Results:
 def on_host(guest, results, scale, patience):
     for bench in results.catalogue.benches():
         with Output([guest.micro, bench, str(scale)], env={"MICRO_PROGRAMS": guest.programs}) as out:
+            waits = Waits(out.process.pid)
             try:
                 for _, line in out.lines(patience):
-                    results.add("native", line)
+                    results.add("native", line, waits)
             except Stalled as why:
                 results.fail("native", bench, str(why))
 
@@ -82,6 +92,7 @@ def one_boot(machine, guest, results, scale, patience, benches):
     append = "console=ttyS0 quiet fvm.net=off fvm.run=bench fvm.scale=%s fvm.benches=%s" % (scale, ",".join(benches))
     current, why = None, "the machine ended"
     with Output(machine.command(guest, append)) as out:
+        waits = Waits(out.process.pid)
         try:
             for _, line in out.lines(patience):
                 if line == "bench: end":
@@ -90,9 +101,10 @@ def one_boot(machine, guest, results, scale, patience, benches):
                     results.fail(machine.name, current, line[7:])
                 elif line.startswith("bench: "):
                     current = line[7:]
+                    waits.fraction()
                     note("%s %s" % (machine.name, current))
                 else:
-                    results.add(machine.name, line)
+                    results.add(machine.name, line, waits)
         except Stalled as stalled:
             why = str(stalled)
         last = [text for text in out.last if text][-1:] or [""]
@@ -108,7 +120,7 @@ def in_guest(machine, guest, results, scale, patience):
 
 def measure(guest, machines, args):
     """args.runs interleaved rounds; whoever begins changes from round to round."""
-    results = Results(Catalogue(guest, args.rows))
+    results = Results(Catalogue(guest, args.rows), args.raw)
     jobs = [("native", lambda: on_host(guest, results, args.scale, args.patience))]
     for m in machines:
         jobs.append((m.name, lambda m=m: in_guest(m, guest, results, args.scale, args.patience)))
