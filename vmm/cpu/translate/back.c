@@ -63,7 +63,7 @@ static uint8_t vex_third(const struct fvm_insn *in, unsigned map, uint8_t third)
     unsigned op = in->z.opcode;
     bool w_is_width = map == 1   ? op == 0x2a || op == 0x2c || op == 0x2d || op == 0x6e || op == 0x7e
                       : map == 2 ? op == 0xf2 || op == 0xf3 || (op >= 0xf5 && op <= 0xf7)
-                                 : op == 0x16 || op == 0x22 || op == 0xf0;
+                                 : op == 0x16 || op == 0x22 || op == 0x60 || op == 0x61 || op == 0xf0;
     if (in->z.machine_mode == ZYDIS_MACHINE_MODE_LONG_64)
         return third;
     return (uint8_t)((w_is_width ? third & 0x7f : third) | 0x40);
