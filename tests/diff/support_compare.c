@@ -60,7 +60,7 @@ void diff_image(const struct diff_request *req, const uint8_t *base, uint8_t *re
     memcpy(ret, base, DIFF_IMAGE_BYTES);
     for (unsigned k = 0; k < DIFF_POKES; k++)
         memcpy(ret + req->poke_off[k], &req->poke[k], 8);
-    memcpy(ret + req->code_off, req->code, req->code_len);
+    memcpy(ret + req->code_off, req->code, FVM_MIN(req->code_len, DIFF_CODE_PAGES * 4096u - req->code_off));
 }
 
 /* Arithmetic flags that matter to what follows the faulting instruction. */

@@ -218,11 +218,13 @@ void diff_gen(struct diff_seq *s, uint64_t seed, int kind)
     init_state(&g);
     unsigned want = 1 + diff_below(&g.r, 24);
     s->req.code_off = diff_chance(&g.r, 30) ? 0x1000 + 0x1000 * diff_below(&g.r, 2) - diff_below(&g.r, 120) : diff_below(&g.r, 0x2000);
+    if (diff_chance(&g.r, 2)) /* the code runs into the page behind, which is not there */
+        s->req.code_off = DIFF_CODE_PAGES * 0x1000 - 1 - diff_below(&g.r, 60);
     bool loops = diff_chance(&g.r, s->kind == DIFF_KIND_BRANCH || s->kind == DIFF_KIND_SMC ? 60 : 25);
     while (s->n < want && !gen_full(&g)) {
         if (loops && g.loop_start < 0 && diff_chance(&g.r, 15) && s->n < 24)
             gen_open_loop(&g);
-        if (diff_chance(&g.r, s->kind == DIFF_KIND_BRANCH ? 25 : 4))
+        if (diff_chance(&g.r, s->kind == DIFF_KIND_BRANCH ? 25 : s->kind == DIFF_KIND_C32 ? 10 : 4))
             gen_add_branch(&g);
         else if (s->kind != DIFF_KIND_INT && s->kind != DIFF_KIND_MEM && diff_chance(&g.r, 3))
             gen_add_xsave(&g);

@@ -19,6 +19,8 @@ static void mov_label(struct gen *g, unsigned reg, int16_t label)
     unsigned skip = gen_is64(g) ? 0 : 1;
     struct diff_insn *i = gen_add(g, b + skip, gen_is64(g) ? 10 : 5);
     i->fix = DIFF_FIX_ABS, i->fix_at = (uint8_t)(2 - skip), i->fix_size = gen_is64(g) ? 8 : 4, i->label = label;
+    if (diff_chance(&g->r, 3)) /* to where nothing may be executed */
+        i->label = -1, i->target = (int64_t)gen_interesting(g, diff_chance(&g->r, 30));
     g->known &= ~(1u << reg);
 }
 
