@@ -10,8 +10,8 @@
  *                        |<------------------HANDBACK--------+----CLAIM--> B,STABLE
  *
  *   - A resumes only after READING A,STABLE with its own mig_id still in the record; it frees the guest only after
- *     READING another owner, STABLE, or another mig_id (a later migration: the guest ran elsewhere meanwhile, perhaps it
- *     is back on this node in another process).
+ *     READING another owner, STABLE, or another mig_id (a later migration: the guest ran elsewhere meanwhile, perhaps
+ * it is back on this node in another process).
  *   - B takes only with the whole image verified; it executes only after READING that its own RUN happened: B at the
  *     epoch of its TAKE, not TAKEN any more.
  *   - Who got no clear answer to a swap reads the record. He never guesses.
