@@ -4,8 +4,8 @@
  *
  *     diff_host [--seed S] [--count N] [--kind K] [--replay SEED] [--reports N] [--soak]
  *
- * Each sequence runs natively once and in three engines: as it is (twice: cold, then with its blocks found, chained and in
- * the jump cache), one block at a time, one instruction at a time. A failing one is printed with its own seed, made
+ * Each sequence runs natively once and in three engines: as it is (twice: cold, then with its blocks found, chained and
+ * in the jump cache), one block at a time, one instruction at a time. A failing one is printed with its own seed, made
  * smaller by dropping instructions. Every eighth batch another thread kicks the vCPU all the time.
  */
 #include <inttypes.h>
@@ -69,8 +69,8 @@ static void *kicker(void *arg)
 }
 
 /* Which run differs from the native result: 0..RUNS-1, or RUNS if none does. */
-static unsigned run_all(struct bench *b, const struct diff_seq *s, const struct diff_outcome *native, unsigned from, unsigned to,
-                        char *text, size_t size)
+static unsigned run_all(struct bench *b, const struct diff_seq *s, const struct diff_outcome *native, unsigned from,
+                        unsigned to, char *text, size_t size)
 {
     for (unsigned run = from; run < to; run++) {
         b->now_run = run;
@@ -168,7 +168,9 @@ static int bench_init(struct bench *b)
             return -1;
     b->self = pthread_self();
     return pthread_create(&t, NULL, watchdog, b) || pthread_detach(t) || pthread_create(&t, NULL, kicker, b) ||
-           pthread_detach(t) ? -1 : 0;
+                   pthread_detach(t)
+               ? -1
+               : 0;
 }
 
 static void replay(struct bench *b, uint64_t seed, int kind)
@@ -179,8 +181,8 @@ static void replay(struct bench *b, uint64_t seed, int kind)
     diff_print(s, stdout);
     fflush(stdout);
     const struct diff_outcome *native = run_native(b, s);
-    printf("native: end %u vector %u code %x cr2 %" PRIx64 " rip %" PRIx64 "\n", native->end, native->vector, native->code,
-           native->cr2, native->state.rip);
+    printf("native: end %u vector %u code %x cr2 %" PRIx64 " rip %" PRIx64 "\n", native->end, native->vector,
+           native->code, native->cr2, native->state.rip);
     fflush(stdout);
     if (native->end == DIFF_DISCARD)
         return;
@@ -193,9 +195,13 @@ static void replay(struct bench *b, uint64_t seed, int kind)
     free(s);
 }
 
-struct batch { struct diff_seq *seqs; unsigned count; };
+struct batch {
+    struct diff_seq *seqs;
+    unsigned count;
+};
 
-static void check_batch(struct bench *b, struct batch *t, unsigned half, struct diff_seq **failures, unsigned *failure_count)
+static void check_batch(struct bench *b, struct batch *t, unsigned half, struct diff_seq **failures,
+                        unsigned *failure_count)
 {
     char text[1024];
     for (unsigned k = 0; k < t->count; k++) {
@@ -224,7 +230,8 @@ static void look_at(struct bench *b, struct diff_seq **failures, unsigned n)
         unsigned run = run_all(b, failures[k], native, 0, RUNS, text, sizeof text);
         if (run == RUNS) {
             b->failed++;
-            printf("---- seed %" PRIu64 " differed, but not again alone (depends on what ran before)\n", failures[k]->seed);
+            printf("---- seed %" PRIu64 " differed, but not again alone (depends on what ran before)\n",
+                   failures[k]->seed);
         } else {
             report(b, failures[k], run, text, sizeof text);
         }
@@ -290,7 +297,8 @@ int main(int argc, char **argv)
             continue;
         }
         if (!v || a[0] != '-') {
-            fprintf(stderr, "usage: diff_host [--seed S] [--count N] [--kind K] [--replay SEED] [--reports N] [--soak]\n");
+            fprintf(stderr,
+                    "usage: diff_host [--seed S] [--count N] [--kind K] [--replay SEED] [--reports N] [--soak]\n");
             return 2;
         }
         k++;

@@ -1,9 +1,18 @@
 /*
  * support_compare.c - the memory image that both sides start from, and what counts as equal at the end.
  *
- * Not compared: RFLAGS bits other than CF PF AF ZF SF DF OF; at a fault, the arithmetic flags where they are dead (the engine does not
- * reproduce dead flags, see vmm/cpu/translate/flags.c); x87 instruction and data pointers; XSAVE components that are
- * marked initial are taken as their initial values. In DIFF_XSAVE_AREA the same pointers and the MXCSR mask are not compared.
+ * Not compared, since it is not defined or not kept: RFLAGS other than CF PF AF ZF SF DF OF; at a fault, the arithmetic
+ * flags where they are dead (the engine does not reproduce dead flags, see vmm/cpu/translate/flags.c); x87 instruction and
+ * data pointers and the MXCSR mask, also in DIFF_XSAVE_AREA. XSAVE components marked initial have their initial values.
+ *
+ * Differences that are known and accepted; each has its function or comment below:
+ * - an operand that is misaligned, or pending x87 exception, and without rights: #GP or #MF there, #PF here
+ * - near branches to non-canonical addresses: #GP at the branch there, at the target here
+ * - cr2 within operands of more than 32 bytes (fxrstor, frstor...): where the processor's microcode looked first
+ * - rep string instructions that overwrite themselves: go on there, fetched again here
+ * - popa that faults: registers already loaded stay there
+ * - a string operand with a segment base whose offset alone is not canonical: #GP there (AMD)
+ * - 32-bit code: accesses across 4 GiB are beyond the segment there
  */
 #include <inttypes.h>
 #include <stdarg.h>
@@ -14,10 +23,20 @@
 #define ARITH 0x8d5u
 
 const struct diff_page diff_pages[DIFF_PAGES] = {
-    {DIFF_CODE, DIFF_W | DIFF_X}, {DIFF_CODE + 0x1000, DIFF_W | DIFF_X}, {DIFF_CODE + 0x2000, DIFF_W | DIFF_X},
-    {DIFF_DATA, DIFF_W}, {DIFF_DATA + 0x1000, DIFF_W}, {DIFF_DATA + 0x2000, DIFF_W}, {DIFF_DATA + 0x3000, DIFF_W},
-    {DIFF_DATA + 0x5000, 0}, {DIFF_DATA + 0x6000, DIFF_W}, {DIFF_DATA + 0x7000, DIFF_W},
-    {DIFF_STACK, DIFF_W}, {DIFF_STACK + 0x1000, DIFF_W}, {DIFF_HIGH, DIFF_W}, {DIFF_HIGH + 0x1000, DIFF_W},
+    {DIFF_CODE, DIFF_W | DIFF_X},
+    {DIFF_CODE + 0x1000, DIFF_W | DIFF_X},
+    {DIFF_CODE + 0x2000, DIFF_W | DIFF_X},
+    {DIFF_DATA, DIFF_W},
+    {DIFF_DATA + 0x1000, DIFF_W},
+    {DIFF_DATA + 0x2000, DIFF_W},
+    {DIFF_DATA + 0x3000, DIFF_W},
+    {DIFF_DATA + 0x5000, 0},
+    {DIFF_DATA + 0x6000, DIFF_W},
+    {DIFF_DATA + 0x7000, DIFF_W},
+    {DIFF_STACK, DIFF_W},
+    {DIFF_STACK + 0x1000, DIFF_W},
+    {DIFF_HIGH, DIFF_W},
+    {DIFF_HIGH + 0x1000, DIFF_W},
     {DIFF_SAVE, DIFF_W},
 };
 
@@ -39,18 +58,29 @@ void diff_base_image(uint8_t *ret)
         double d = (double)(int32_t)(uint32_t)x / 1024.0;
         float f[2] = {(float)d, (float)(int8_t)x};
         switch (diff_below(&r, 8)) {
-        case 0: x = DIFF_DATA + x % 0x4000; break;
-        case 1: x %= 200; break;
-        case 2: memcpy(&x, &d, 8); break;
-        case 3: memcpy(&x, f, 8); break;
-        case 4: x = 0; break;
-        default: break;
+        case 0:
+            x = DIFF_DATA + x % 0x4000;
+            break;
+        case 1:
+            x %= 200;
+            break;
+        case 2:
+            memcpy(&x, &d, 8);
+            break;
+        case 3:
+            memcpy(&x, f, 8);
+            break;
+        case 4:
+            x = 0;
+            break;
+        default:
+            break;
         }
         memcpy(ret + o, &x, 8);
     }
     uint8_t *save = ret + (DIFF_PAGES - 1) * 4096;
     memset(save, 0, 4096);
-    save[0x400] = 0x7f, save[0x401] = 3;          /* FCW */
+    save[0x400] = 0x7f, save[0x401] = 3;              /* FCW */
     save[0x400 + 24] = 0x80, save[0x400 + 25] = 0x1f; /* MXCSR */
     save[0x400 + 512] = 7;
 }
@@ -68,9 +98,9 @@ static unsigned live_flags(const struct diff_outcome *o)
 {
     unsigned pending = ARITH, live = 0;
     uint64_t at = o->state.rip - DIFF_CODE;
-    while (at < DIFF_CODE_PAGES * 4096 - 15 && pending) { /* the code as it is now: it may have changed itself */
+    while (at < DIFF_CODE_PAGES * 4096 && pending) { /* the code as it is now: it may have changed itself */
         struct fvm_insn in;
-        if (fvm_decode(o->mem + at, 15, o->bits, &in) != FVM_DECODE_OK)
+        if (fvm_decode(o->mem + at, FVM_MIN(15u, DIFF_CODE_PAGES * 4096u - at), o->bits, &in) != FVM_DECODE_OK)
             return live;
         at += in.len;
         const ZydisAccessedFlags *f = in.z.cpu_flags;
@@ -84,7 +114,11 @@ static unsigned live_flags(const struct diff_outcome *o)
     return live;
 }
 
-struct report { char *text; size_t size, at; bool bad; };
+struct report {
+    char *text;
+    size_t size, at;
+    bool bad;
+};
 static void differ(struct report *r, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 static void differ(struct report *r, const char *fmt, ...)
 {
@@ -113,8 +147,8 @@ static void canonical_xsave(const uint8_t *in, uint8_t *out)
         memset(out + 160, 0, 256);
     if (!(bv & 4))
         memset(out + 576, 0, 256);
-    memset(out + 6, 0, 18);  /* FOP FIP FDP */
-    memset(out + 28, 0, 4);  /* MXCSR mask */
+    memset(out + 6, 0, 18); /* FOP FIP FDP */
+    memset(out + 28, 0, 4); /* MXCSR mask */
     memset(out + 416, 0, 160);
     for (unsigned k = 0; k < 8; k++)
         memset(out + 32 + 16 * k + 10, 0, 6);
@@ -165,7 +199,8 @@ static void compare_memory(struct report *r, const struct diff_outcome *a, const
         if (a->mem[k] == b->mem[k] || (in_area >= 6 && in_area < 24) || (in_area >= 28 && in_area < 32) ||
             in_area == 512) /* a component may be marked initial when it is */
             continue;
-        differ(r, "memory %" PRIx64 ": native %02x engine %02x\n", diff_pages[k >> 12].va + (k & 4095), a->mem[k], b->mem[k]);
+        differ(r, "memory %" PRIx64 ": native %02x engine %02x\n", diff_pages[k >> 12].va + (k & 4095), a->mem[k],
+               b->mem[k]);
         shown++;
         k |= 7;
     }
@@ -186,7 +221,8 @@ static unsigned fault_code(const struct diff_outcome *o, bool kernel)
 static bool faulting(const struct diff_outcome *o, struct fvm_insn *ret)
 {
     uint64_t at = o->state.rip - DIFF_CODE;
-    return at < DIFF_CODE_PAGES * 4096 - 15 && fvm_decode(o->mem + at, 15, o->bits, ret) == FVM_DECODE_OK;
+    return at < DIFF_CODE_PAGES * 4096 &&
+           fvm_decode(o->mem + at, FVM_MIN(15u, DIFF_CODE_PAGES * 4096u - at), o->bits, ret) == FVM_DECODE_OK;
 }
 
 static bool needs_alignment(const struct diff_outcome *o)
@@ -213,25 +249,31 @@ static bool is_large(const struct diff_outcome *o)
 /* A near branch to a non-canonical address: processors fault at the branch, the engine at the target. */
 static bool branch_to_nowhere(const struct diff_outcome *a, const struct diff_outcome *b)
 {
-    return a->vector == FVM_EXC_GP && b->vector == FVM_EXC_GP && (uint64_t)((int64_t)(b->state.rip << 16) >> 16) != b->state.rip;
+    return a->vector == FVM_EXC_GP && b->vector == FVM_EXC_GP &&
+           (uint64_t)((int64_t)(b->state.rip << 16) >> 16) != b->state.rip;
 }
 
-static void compare_end(struct report *r, const struct diff_seq *s, const struct diff_outcome *a, const struct diff_outcome *b)
+static void compare_end(struct report *r, const struct diff_seq *s, const struct diff_outcome *a,
+                        const struct diff_outcome *b)
 {
     struct fvm_insn in;
     if (a->end != b->end) {
-        differ(r, "native %s vector %u code %x cr2 %" PRIx64 " rip %" PRIx64 ", engine %s vector %u code %x cr2 %" PRIx64
-               " rip %" PRIx64 "\n", a->end == DIFF_END ? "ended" : "fault", a->vector, a->code, a->cr2, a->state.rip,
-               b->end == DIFF_END ? "ended" : b->end == DIFF_LIMIT ? "never ended" : "fault", b->vector, b->code, b->cr2,
-               b->state.rip);
+        differ(r,
+               "native %s vector %u code %x cr2 %" PRIx64 " rip %" PRIx64 ", engine %s vector %u code %x cr2 %" PRIx64
+               " rip %" PRIx64 "\n",
+               a->end == DIFF_END ? "ended" : "fault", a->vector, a->code, a->cr2, a->state.rip,
+               b->end == DIFF_END     ? "ended"
+               : b->end == DIFF_LIMIT ? "never ended"
+                                      : "fault",
+               b->vector, b->code, b->cr2, b->state.rip);
         return;
     }
     if (a->state.rip != b->state.rip)
         differ(r, "rip: native %" PRIx64 " engine %" PRIx64 "\n", a->state.rip, b->state.rip);
     if (a->end != DIFF_FAULT)
         return;
-    /* An address that is both misaligned and without rights: the processor finds the first, the engine the second. The same
-     * with a pending x87 exception. */
+    /* An address that is both misaligned and without rights: the processor finds the first, the engine the second. The
+     * same with a pending x87 exception. */
     if (a->vector == FVM_EXC_GP && (b->vector == FVM_EXC_PF || b->vector == FVM_EXC_SS) && needs_alignment(a))
         return;
     /* Seen on AMD: a string operand whose offset is not canonical but whose address behind the segment base is. */
@@ -239,20 +281,22 @@ static void compare_end(struct report *r, const struct diff_seq *s, const struct
         in.z.meta.category == ZYDIS_CATEGORY_STRINGOP && (in.z.attributes & ZYDIS_ATTRIB_HAS_SEGMENT))
         return;
     /* 32-bit code: an access across the 4 GiB boundary is beyond the segment; the engine's flat segments wrap. */
-    if (a->bits == 32 && (a->vector == FVM_EXC_GP || a->vector == FVM_EXC_SS) && b->vector == FVM_EXC_PF && b->cr2 + 64 >= 1ull << 32)
+    if (a->bits == 32 && (a->vector == FVM_EXC_GP || a->vector == FVM_EXC_SS) && b->vector == FVM_EXC_PF &&
+        b->cr2 + 64 >= 1ull << 32)
         return;
     if (a->vector == FVM_EXC_MF && (b->vector == FVM_EXC_PF || b->vector == FVM_EXC_GP || b->vector == FVM_EXC_SS))
         return;
     if (a->vector != b->vector || fault_code(a, s->kernel) != fault_code(b, s->kernel)) {
         char t[128];
         differ(r, "at %s\n", faulting(a, &in) ? fvm_decode_text(&in, a->state.rip, t, sizeof t) : "?");
-        differ(r, "fault: native %u code %x cr2 %" PRIx64 ", engine %u code %x cr2 %" PRIx64 "\n", a->vector, a->code, a->cr2,
-               b->vector, b->code, b->cr2);
+        differ(r, "fault: native %u code %x cr2 %" PRIx64 ", engine %u code %x cr2 %" PRIx64 "\n", a->vector, a->code,
+               a->cr2, b->vector, b->code, b->cr2);
     } else if (a->vector == FVM_EXC_PF && a->cr2 != b->cr2 && !(a->cr2 - b->cr2 + 512 < 1024 && is_large(a)))
         differ(r, "cr2: native %" PRIx64 " engine %" PRIx64 "\n", a->cr2, b->cr2);
 }
 
-/* A rep string instruction that overwrote itself: a processor goes on with it, the engine fetches again (both are allowed). */
+/* A rep string instruction that overwrote itself: a processor goes on with it, the engine fetches again (both are
+ * allowed). */
 static bool rep_overwritten(const struct diff_seq *s, const struct diff_outcome *o)
 {
     for (unsigned k = 0; k < s->n; k++) {
@@ -273,10 +317,11 @@ static bool popa_faulted(const struct diff_outcome *a, const struct diff_outcome
            faulting(a, &in) && (in.z.mnemonic == ZYDIS_MNEMONIC_POPA || in.z.mnemonic == ZYDIS_MNEMONIC_POPAD);
 }
 
-bool diff_equal(const struct diff_seq *s, const struct diff_outcome *a, const struct diff_outcome *b, char *text, size_t size)
+bool diff_equal(const struct diff_seq *s, const struct diff_outcome *a, const struct diff_outcome *b, char *text,
+                size_t size)
 {
     static const char *const names[16] = {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
-                                          "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"};
+                                          "r8",  "r9",  "r10", "r11", "r12", "r13", "r14", "r15"};
     struct report r = {.text = text, .size = size};
     text[0] = 0;
     if (a->end == DIFF_FAULT && b->end == DIFF_FAULT && branch_to_nowhere(a, b))
@@ -291,7 +336,8 @@ bool diff_equal(const struct diff_seq *s, const struct diff_outcome *a, const st
     compare_end(&r, s, a, b);
     for (unsigned k = 0; k < 16; k++)
         if (a->state.regs[k] != b->state.regs[k])
-            differ(&r, "%s: native %016" PRIx64 " engine %016" PRIx64 "\n", names[k], a->state.regs[k], b->state.regs[k]);
+            differ(&r, "%s: native %016" PRIx64 " engine %016" PRIx64 "\n", names[k], a->state.regs[k],
+                   b->state.regs[k]);
     uint64_t flags = 0x400 | (a->end == DIFF_END ? ARITH : live_flags(a));
     if ((a->state.rflags ^ b->state.rflags) & flags)
         differ(&r, "flags: native %03x engine %03x (compared: %03x)\n", (unsigned)a->state.rflags & 0xcd5,

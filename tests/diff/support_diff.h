@@ -36,7 +36,10 @@
 #define DIFF_POKES 24
 
 enum { DIFF_W = 1, DIFF_X = 2 };
-struct diff_page { uint64_t va; unsigned rights; };
+struct diff_page {
+    uint64_t va;
+    unsigned rights;
+};
 extern const struct diff_page diff_pages[DIFF_PAGES];
 /** Index of the page that holds va, or -1. */
 int diff_page_of(uint64_t va);
@@ -50,7 +53,7 @@ struct diff_state {
 enum diff_end { DIFF_END, DIFF_FAULT, DIFF_LIMIT, DIFF_DISCARD /* native only: not to be compared */ };
 struct diff_outcome {
     uint32_t end;
-    uint32_t bits; /* 64 or 32 */
+    uint32_t bits;         /* 64 or 32 */
     uint32_t vector, code; /* code: of vectors that have one */
     uint64_t cr2;
     struct diff_state state;
@@ -72,13 +75,24 @@ void diff_image(const struct diff_request *req, const uint8_t *base, uint8_t *re
 void diff_base_image(uint8_t *ret);
 
 /* ---- support_gen.c, support_forms.c ---- */
-enum diff_kind { DIFF_KIND_ANY, DIFF_KIND_INT, DIFF_KIND_MEM, DIFF_KIND_SSE, DIFF_KIND_AVX, DIFF_KIND_X87, DIFF_KIND_STRING,
-                 DIFF_KIND_BRANCH, DIFF_KIND_SMC, DIFF_KIND_C32 /* 32-bit code */, DIFF_KIND_COUNT };
+enum diff_kind {
+    DIFF_KIND_ANY,
+    DIFF_KIND_INT,
+    DIFF_KIND_MEM,
+    DIFF_KIND_SSE,
+    DIFF_KIND_AVX,
+    DIFF_KIND_X87,
+    DIFF_KIND_STRING,
+    DIFF_KIND_BRANCH,
+    DIFF_KIND_SMC,
+    DIFF_KIND_C32 /* 32-bit code */,
+    DIFF_KIND_COUNT
+};
 extern const char *const diff_kind_names[DIFF_KIND_COUNT];
 
 enum diff_fix { DIFF_FIX_NONE, DIFF_FIX_REL, DIFF_FIX_ABS };
 struct diff_insn {
-    uint8_t bytes[20], len; /* one instruction, or a few that belong together */
+    uint8_t bytes[20], len;        /* one instruction, or a few that belong together */
     uint8_t fix, fix_at, fix_size; /* REL: from the instruction's end; sizes 1, 4, 8 */
     int16_t label;                 /* instruction that the fix points to, -1: `target` is an address */
     int64_t target;                /* address, or bytes to add to the label's */
@@ -102,12 +116,21 @@ void diff_print(const struct diff_seq *s, FILE *out);
 
 /* One encoding that decoder and CPU model accept. */
 struct diff_form {
-    uint8_t map, opcode, pfx, ext, mem, w, l; /* map: 0..3 legacy, 4.. VEX map 1..3; ext 0..7: modrm.reg; mem: 1 memory, 0 register */
-    uint8_t modrm;                            /* has one */
+    uint8_t map, opcode, pfx, ext, mem, w,
+        l;         /* map: 0..3 legacy, 4.. VEX map 1..3; ext 0..7: modrm.reg; mem: 1 memory, 0 register */
+    uint8_t modrm; /* has one */
     uint16_t mnemonic, category;
 };
-struct diff_group { const struct diff_form **forms; unsigned count; uint16_t mnemonic; uint32_t kinds; };
-struct diff_forms { struct diff_group *groups; unsigned group_count, form_count; };
+struct diff_group {
+    const struct diff_form **forms;
+    unsigned count;
+    uint16_t mnemonic;
+    uint32_t kinds;
+};
+struct diff_forms {
+    struct diff_group *groups;
+    unsigned group_count, form_count;
+};
 const struct diff_forms *diff_forms_of(unsigned bits);
 void diff_forms_init(const struct fvm_cpu_model *model);
 /** Is the decoded instruction one that can be compared? (the exclusions are listed there, with reasons) */
@@ -136,11 +159,13 @@ void diff_guest_kick(struct diff_guest *g, unsigned long thread);
 
 /* ---- support_compare.c ---- */
 /** true if equal; else the first differences in text. */
-bool diff_equal(const struct diff_seq *s, const struct diff_outcome *native, const struct diff_outcome *guest, char *text,
-                size_t size);
+bool diff_equal(const struct diff_seq *s, const struct diff_outcome *native, const struct diff_outcome *guest,
+                char *text, size_t size);
 
 /* ---- random numbers ---- */
-struct diff_rng { uint64_t s; };
+struct diff_rng {
+    uint64_t s;
+};
 static inline uint64_t diff_next(struct diff_rng *r)
 {
     uint64_t z = (r->s += 0x9e3779b97f4a7c15ull);

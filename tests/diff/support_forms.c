@@ -1,6 +1,6 @@
 /*
- * support_forms.c - which encodings exist: every opcode of every map is put to the decoder and the CPU model with every mandatory
- * prefix, width, vector length and opcode extension; what both accept and what can be compared is a form.
+ * support_forms.c - which encodings exist: every opcode of every map is put to the decoder and the CPU model with every
+ * mandatory prefix, width, vector length and opcode extension; what both accept and what can be compared is a form.
  *
  * Forms are grouped by mnemonic, so that rare instructions are drawn as often as `add`, which has hundreds.
  */
@@ -23,29 +23,69 @@ static bool excluded(ZydisMnemonic m)
 {
     switch (m) {
     /* time, random numbers, what processor this is: differ by design or from call to call */
-    case ZYDIS_MNEMONIC_RDTSC: case ZYDIS_MNEMONIC_RDTSCP: case ZYDIS_MNEMONIC_RDRAND: case ZYDIS_MNEMONIC_RDSEED:
-    case ZYDIS_MNEMONIC_RDPMC: case ZYDIS_MNEMONIC_RDPID: case ZYDIS_MNEMONIC_CPUID: case ZYDIS_MNEMONIC_XGETBV:
+    case ZYDIS_MNEMONIC_RDTSC:
+    case ZYDIS_MNEMONIC_RDTSCP:
+    case ZYDIS_MNEMONIC_RDRAND:
+    case ZYDIS_MNEMONIC_RDSEED:
+    case ZYDIS_MNEMONIC_RDPMC:
+    case ZYDIS_MNEMONIC_RDPID:
+    case ZYDIS_MNEMONIC_CPUID:
+    case ZYDIS_MNEMONIC_XGETBV:
     /* the host's descriptor tables and machine status; Linux emulates some of them under UMIP */
-    case ZYDIS_MNEMONIC_SGDT: case ZYDIS_MNEMONIC_SIDT: case ZYDIS_MNEMONIC_SLDT: case ZYDIS_MNEMONIC_STR:
-    case ZYDIS_MNEMONIC_SMSW: case ZYDIS_MNEMONIC_LAR: case ZYDIS_MNEMONIC_LSL: case ZYDIS_MNEMONIC_VERR:
+    case ZYDIS_MNEMONIC_SGDT:
+    case ZYDIS_MNEMONIC_SIDT:
+    case ZYDIS_MNEMONIC_SLDT:
+    case ZYDIS_MNEMONIC_STR:
+    case ZYDIS_MNEMONIC_SMSW:
+    case ZYDIS_MNEMONIC_LAR:
+    case ZYDIS_MNEMONIC_LSL:
+    case ZYDIS_MNEMONIC_VERR:
     case ZYDIS_MNEMONIC_VERW:
     /* the kernel's entry points, debuggers, waiting */
-    case ZYDIS_MNEMONIC_SYSCALL: case ZYDIS_MNEMONIC_SYSENTER: case ZYDIS_MNEMONIC_INT: case ZYDIS_MNEMONIC_INT1:
-    case ZYDIS_MNEMONIC_INT3: case ZYDIS_MNEMONIC_INTO: case ZYDIS_MNEMONIC_MONITOR: case ZYDIS_MNEMONIC_MWAIT:
-    /* the x87's instruction and data pointers (a known difference: they hold host addresses), XSAVE areas of other sizes */
-    case ZYDIS_MNEMONIC_FNSTENV: case ZYDIS_MNEMONIC_FNSAVE: case ZYDIS_MNEMONIC_FXSAVE: case ZYDIS_MNEMONIC_FXSAVE64:
-    case ZYDIS_MNEMONIC_XSAVE: case ZYDIS_MNEMONIC_XSAVE64: case ZYDIS_MNEMONIC_XSAVEOPT: case ZYDIS_MNEMONIC_XSAVEOPT64:
-    case ZYDIS_MNEMONIC_XRSTOR: case ZYDIS_MNEMONIC_XRSTOR64: case ZYDIS_MNEMONIC_XSETBV:
+    case ZYDIS_MNEMONIC_SYSCALL:
+    case ZYDIS_MNEMONIC_SYSENTER:
+    case ZYDIS_MNEMONIC_INT:
+    case ZYDIS_MNEMONIC_INT1:
+    case ZYDIS_MNEMONIC_INT3:
+    case ZYDIS_MNEMONIC_INTO:
+    case ZYDIS_MNEMONIC_MONITOR:
+    case ZYDIS_MNEMONIC_MWAIT:
+    /* the x87's instruction and data pointers (a known difference: they hold host addresses), XSAVE areas of other
+     * sizes */
+    case ZYDIS_MNEMONIC_FNSTENV:
+    case ZYDIS_MNEMONIC_FNSAVE:
+    case ZYDIS_MNEMONIC_FXSAVE:
+    case ZYDIS_MNEMONIC_FXSAVE64:
+    case ZYDIS_MNEMONIC_XSAVE:
+    case ZYDIS_MNEMONIC_XSAVE64:
+    case ZYDIS_MNEMONIC_XSAVEOPT:
+    case ZYDIS_MNEMONIC_XSAVEOPT64:
+    case ZYDIS_MNEMONIC_XRSTOR:
+    case ZYDIS_MNEMONIC_XRSTOR64:
+    case ZYDIS_MNEMONIC_XSETBV:
     /* hints: the engine drops them, the processor may fault on their address */
-    case ZYDIS_MNEMONIC_CLFLUSH: case ZYDIS_MNEMONIC_CLFLUSHOPT: case ZYDIS_MNEMONIC_CLWB:
+    case ZYDIS_MNEMONIC_CLFLUSH:
+    case ZYDIS_MNEMONIC_CLFLUSHOPT:
+    case ZYDIS_MNEMONIC_CLWB:
     /* segment registers: the host's tables have other selectors than the guest's */
-    case ZYDIS_MNEMONIC_LFS: case ZYDIS_MNEMONIC_LGS: case ZYDIS_MNEMONIC_LSS: case ZYDIS_MNEMONIC_LES:
-    case ZYDIS_MNEMONIC_LDS: case ZYDIS_MNEMONIC_IRET:
-    case ZYDIS_MNEMONIC_IRETD: case ZYDIS_MNEMONIC_IRETQ:
+    case ZYDIS_MNEMONIC_LFS:
+    case ZYDIS_MNEMONIC_LGS:
+    case ZYDIS_MNEMONIC_LSS:
+    case ZYDIS_MNEMONIC_LES:
+    case ZYDIS_MNEMONIC_LDS:
+    case ZYDIS_MNEMONIC_IRET:
+    case ZYDIS_MNEMONIC_IRETD:
+    case ZYDIS_MNEMONIC_IRETQ:
     /* transactions: never in the model, and UD in the engine */
-    case ZYDIS_MNEMONIC_XBEGIN: case ZYDIS_MNEMONIC_XEND: case ZYDIS_MNEMONIC_XABORT: case ZYDIS_MNEMONIC_XTEST:
+    case ZYDIS_MNEMONIC_XBEGIN:
+    case ZYDIS_MNEMONIC_XEND:
+    case ZYDIS_MNEMONIC_XABORT:
+    case ZYDIS_MNEMONIC_XTEST:
     /* not the same on every vendor's processors, and AMD's are refused in 64-bit mode */
-    case ZYDIS_MNEMONIC_SYSEXIT: case ZYDIS_MNEMONIC_SYSRET:
+    case ZYDIS_MNEMONIC_SYSEXIT:
+    case ZYDIS_MNEMONIC_SYSRET:
+    /* has a ModRM byte on Intel's, none on AMD's */
+    case ZYDIS_MNEMONIC_UD0:
         return true;
     default:
         return false;
@@ -109,9 +149,9 @@ static unsigned build(const struct diff_form *f, uint8_t *out)
 
 static bool is_prefix(unsigned opcode, unsigned bits)
 {
-    return (bits == 64 && (opcode & 0xf0) == 0x40) || opcode == 0x66 || opcode == 0x67 || opcode == 0xf2 || opcode == 0xf3 || opcode == 0xf0 ||
-           opcode == 0x26 || opcode == 0x2e || opcode == 0x36 || opcode == 0x3e || opcode == 0x64 || opcode == 0x65 ||
-           opcode == 0xc4 || opcode == 0xc5 || opcode == 0x62 || opcode == 0x0f;
+    return (bits == 64 && (opcode & 0xf0) == 0x40) || opcode == 0x66 || opcode == 0x67 || opcode == 0xf2 ||
+           opcode == 0xf3 || opcode == 0xf0 || opcode == 0x26 || opcode == 0x2e || opcode == 0x36 || opcode == 0x3e ||
+           opcode == 0x64 || opcode == 0x65 || opcode == 0xc4 || opcode == 0xc5 || opcode == 0x62 || opcode == 0x0f;
 }
 
 static void try_form(struct table *t, struct diff_form *f, const struct fvm_cpu_model *model)
@@ -121,7 +161,8 @@ static void try_form(struct table *t, struct diff_form *f, const struct fvm_cpu_
     build(f, b);
     if (f->map == 0 && is_prefix(f->opcode, t->bits))
         return;
-    if (fvm_decode(b, 15, t->bits, &in) != FVM_DECODE_OK || !fvm_cpu_model_allows(model, &in) || !diff_comparable(&in, false))
+    if (fvm_decode(b, 15, t->bits, &in) != FVM_DECODE_OK || !fvm_cpu_model_allows(model, &in) ||
+        !diff_comparable(&in, false))
         return;
     f->modrm = (in.z.attributes & ZYDIS_ATTRIB_HAS_MODRM) != 0;
     if (!f->modrm && (f->ext || f->mem))
@@ -139,17 +180,33 @@ static uint32_t kinds_of(const struct diff_form *f)
 {
     uint32_t k = 1u << DIFF_KIND_ANY;
     switch (f->category) {
-    case ZYDIS_CATEGORY_BINARY: case ZYDIS_CATEGORY_LOGICAL: case ZYDIS_CATEGORY_DATAXFER: case ZYDIS_CATEGORY_SHIFT:
-    case ZYDIS_CATEGORY_ROTATE: case ZYDIS_CATEGORY_BITBYTE: case ZYDIS_CATEGORY_SETCC: case ZYDIS_CATEGORY_CMOV:
-    case ZYDIS_CATEGORY_FLAGOP: case ZYDIS_CATEGORY_PUSH: case ZYDIS_CATEGORY_POP: case ZYDIS_CATEGORY_SEMAPHORE:
-    case ZYDIS_CATEGORY_CONVERT: case ZYDIS_CATEGORY_MISC: case ZYDIS_CATEGORY_BMI1: case ZYDIS_CATEGORY_BMI2:
-    case ZYDIS_CATEGORY_NOP: case ZYDIS_CATEGORY_WIDENOP: case ZYDIS_CATEGORY_LZCNT:
+    case ZYDIS_CATEGORY_BINARY:
+    case ZYDIS_CATEGORY_LOGICAL:
+    case ZYDIS_CATEGORY_DATAXFER:
+    case ZYDIS_CATEGORY_SHIFT:
+    case ZYDIS_CATEGORY_ROTATE:
+    case ZYDIS_CATEGORY_BITBYTE:
+    case ZYDIS_CATEGORY_SETCC:
+    case ZYDIS_CATEGORY_CMOV:
+    case ZYDIS_CATEGORY_FLAGOP:
+    case ZYDIS_CATEGORY_PUSH:
+    case ZYDIS_CATEGORY_POP:
+    case ZYDIS_CATEGORY_SEMAPHORE:
+    case ZYDIS_CATEGORY_CONVERT:
+    case ZYDIS_CATEGORY_MISC:
+    case ZYDIS_CATEGORY_BMI1:
+    case ZYDIS_CATEGORY_BMI2:
+    case ZYDIS_CATEGORY_NOP:
+    case ZYDIS_CATEGORY_WIDENOP:
+    case ZYDIS_CATEGORY_LZCNT:
         k |= 1u << DIFF_KIND_INT | 1u << DIFF_KIND_MEM | 1u << DIFF_KIND_BRANCH | 1u << DIFF_KIND_SMC;
         break;
     case ZYDIS_CATEGORY_STRINGOP:
         k |= 1u << DIFF_KIND_STRING;
         break;
-    case ZYDIS_CATEGORY_X87_ALU: case ZYDIS_CATEGORY_MMX: case ZYDIS_CATEGORY_FCMOV:
+    case ZYDIS_CATEGORY_X87_ALU:
+    case ZYDIS_CATEGORY_MMX:
+    case ZYDIS_CATEGORY_FCMOV:
         k |= 1u << DIFF_KIND_X87;
         break;
     default:
@@ -193,8 +250,13 @@ void diff_forms_init(const struct fvm_cpu_model *model)
         for (unsigned map = 0; map < 7; map++)
             for (unsigned op = 0; op < 256; op++)
                 for (unsigned v = 0; v < 4 * 8 * 2 * 2 * (map >= 4 ? 2 : 1); v++) {
-                    struct diff_form f = {.map = (uint8_t)map, .opcode = (uint8_t)op, .pfx = v & 3, .ext = v >> 2 & 7,
-                                          .mem = v >> 5 & 1, .w = v >> 6 & 1, .l = (v >> 7) & 1};
+                    struct diff_form f = {.map = (uint8_t)map,
+                                          .opcode = (uint8_t)op,
+                                          .pfx = v & 3,
+                                          .ext = v >> 2 & 7,
+                                          .mem = v >> 5 & 1,
+                                          .w = v >> 6 & 1,
+                                          .l = (v >> 7) & 1};
                     /* outside 64-bit mode W of vpinsrd and vpextrd is #UD or ignored: vendors differ */
                     if (f.w < widths || (map >= 4 && !(map == 6 && (op == 0x16 || op == 0x22))))
                         try_form(t, &f, model);

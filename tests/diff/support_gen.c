@@ -1,22 +1,23 @@
 /*
  * support_gen.c - seeded random sequences: the state that they start from, their layout.
  *
- * A register is "known" while its value can be computed at generation time; memory operands are built on known registers so
- * that most of them hit the interesting places of the address space (page ends, the edges of the read-only and the
- * unmapped page). The same seed gives the same sequence for ever on one version of these files.
+ * A register is "known" while its value can be computed at generation time; memory operands are built on known
+ * registers so that most of them hit the interesting places of the address space (page ends, the edges of the read-only
+ * and the unmapped page). The same seed gives the same sequence for ever on one version of these files.
  */
 #include <inttypes.h>
 #include <string.h>
 
 #include "tests/diff/support_gen.h"
 
-const char *const diff_kind_names[DIFF_KIND_COUNT] = {"any", "int", "mem", "sse", "avx", "x87", "string", "branch", "smc", "c32"};
+const char *const diff_kind_names[DIFF_KIND_COUNT] = {"any", "int",    "mem",    "sse", "avx",
+                                                      "x87", "string", "branch", "smc", "c32"};
 
 uint64_t gen_interesting(struct gen *g, bool high)
 {
     high = high && gen_is64(g);
-    static const uint64_t low[] = {DIFF_DATA, DIFF_DATA + 0x1000, DIFF_DATA + 0x2000, DIFF_DATA + 0x3000, DIFF_DATA + 0x6000,
-                                   DIFF_DATA + 0x7000, DIFF_STACK, DIFF_STACK + 0x1000};
+    static const uint64_t low[] = {DIFF_DATA,          DIFF_DATA + 0x1000, DIFF_DATA + 0x2000, DIFF_DATA + 0x3000,
+                                   DIFF_DATA + 0x6000, DIFF_DATA + 0x7000, DIFF_STACK,         DIFF_STACK + 0x1000};
     unsigned c = diff_below(&g->r, 100);
     uint64_t page = high ? DIFF_HIGH + diff_below(&g->r, 2) * 0x1000ull : low[diff_below(&g->r, FVM_ARRAY_SIZE(low))];
     if (!high && c < 2)
@@ -39,14 +40,22 @@ static uint64_t any_value(struct gen *g)
 {
     uint64_t x = diff_next(&g->r);
     switch (diff_below(&g->r, 10)) {
-    case 0: return 0;
-    case 1: return ~0ull;
-    case 2: return x & 0xff;
-    case 3: return 1ull << (x & 63);
-    case 4: return (uint64_t)(int64_t)(int8_t)x;
-    case 5: return (uint32_t)x;
-    case 6: return 0x8000000000000000ull >> (x & 1 ? 0 : 32);
-    default: return x;
+    case 0:
+        return 0;
+    case 1:
+        return ~0ull;
+    case 2:
+        return x & 0xff;
+    case 3:
+        return 1ull << (x & 63);
+    case 4:
+        return (uint64_t)(int64_t)(int8_t)x;
+    case 5:
+        return (uint32_t)x;
+    case 6:
+        return 0x8000000000000000ull >> (x & 1 ? 0 : 32);
+    default:
+        return x;
     }
 }
 
@@ -54,10 +63,7 @@ bool gen_is_pointer(const struct gen *g, unsigned reg)
 {
     return (g->known >> reg & 1) && diff_page_of(g->value[reg]) >= DIFF_CODE_PAGES;
 }
-bool gen_is_small(const struct gen *g, unsigned reg)
-{
-    return (g->known >> reg & 1) && g->value[reg] + 0x800 < 0x1000;
-}
+bool gen_is_small(const struct gen *g, unsigned reg) { return (g->known >> reg & 1) && g->value[reg] + 0x800 < 0x1000; }
 
 /* ---- the list of instructions ---- */
 
@@ -99,10 +105,17 @@ static void put_vector(struct gen *g, uint8_t *lo, uint8_t *hi, unsigned n)
         uint32_t w = (uint32_t)x;
         float f = (float)(int16_t)(x >> 40) / 16.0f;
         switch (n & 3) {
-        case 0: w = (uint32_t)(x % 512); break; /* indices */
-        case 1: w = x & 1 ? 0x80000000u | w : w & 0x7fffffff; break; /* masks */
-        case 2: memcpy(&w, &f, 4); break;
-        default: break;
+        case 0:
+            w = (uint32_t)(x % 512);
+            break; /* indices */
+        case 1:
+            w = x & 1 ? 0x80000000u | w : w & 0x7fffffff;
+            break; /* masks */
+        case 2:
+            memcpy(&w, &f, 4);
+            break;
+        default:
+            break;
         }
         memcpy(v + k, &w, 4);
     }
@@ -150,7 +163,9 @@ static void init_state(struct gen *g)
     struct diff_state *st = &q->init;
     for (unsigned k = 0; k < 16; k++) {
         unsigned c = diff_below(&g->r, 100);
-        st->regs[k] = c < 50 ? gen_interesting(g, diff_chance(&g->r, 20)) : c < 70 ? diff_below(&g->r, 64) : any_value(g);
+        st->regs[k] = c < 50   ? gen_interesting(g, diff_chance(&g->r, 20))
+                      : c < 70 ? diff_below(&g->r, 64)
+                               : any_value(g);
     }
     st->regs[FVM_RSP] = DIFF_STACK + 0x800 + diff_below(&g->r, 0x100) * 8;
     if (diff_chance(&g->r, 20))
@@ -158,7 +173,9 @@ static void init_state(struct gen *g)
     if (diff_chance(&g->r, 4))
         st->regs[FVM_RSP] = gen_interesting(g, diff_chance(&g->r, 50));
     st->rflags = 0x202 | (diff_next(&g->r) & 0x8d5) | (diff_chance(&g->r, 12) ? 0x400 : 0);
-    st->fs_base = diff_chance(&g->r, 70) ? diff_below(&g->r, 0x8000) - 0x4000ull : diff_chance(&g->r, 50) ? 0 : gen_interesting(g, true);
+    st->fs_base = diff_chance(&g->r, 70)   ? diff_below(&g->r, 0x8000) - 0x4000ull
+                  : diff_chance(&g->r, 50) ? 0
+                                           : gen_interesting(g, true);
     st->gs_base = diff_chance(&g->r, 70) ? diff_below(&g->r, 0x8000) - 0x4000ull : DIFF_DATA;
     init_vectors(g, st->xsave);
     for (unsigned k = 0; k < 16 && !gen_is64(g); k++)
@@ -166,7 +183,8 @@ static void init_state(struct gen *g)
     memcpy(g->value, st->regs, sizeof g->value);
     g->known = gen_is64(g) ? 0xffff : 0xff;
     for (unsigned k = 0; k < DIFF_POKES; k++) {
-        q->poke_off[k] = (DIFF_CODE_PAGES + diff_below(&g->r, DIFF_PAGES - 1 - DIFF_CODE_PAGES)) * 4096 + diff_below(&g->r, 512) * 8;
+        q->poke_off[k] =
+            (DIFF_CODE_PAGES + diff_below(&g->r, DIFF_PAGES - 1 - DIFF_CODE_PAGES)) * 4096 + diff_below(&g->r, 512) * 8;
         if (q->poke_off[k] >> 12 == DIFF_CODE_PAGES + 4) /* the read-only page stays what it is */
             q->poke_off[k] -= 4096;
         q->poke[k] = any_value(g);
@@ -217,7 +235,8 @@ void diff_gen(struct diff_seq *s, uint64_t seed, int kind)
     s->kernel = diff_chance(&g.r, 15) && s->req.bits == 64;
     init_state(&g);
     unsigned want = 1 + diff_below(&g.r, 24);
-    s->req.code_off = diff_chance(&g.r, 30) ? 0x1000 + 0x1000 * diff_below(&g.r, 2) - diff_below(&g.r, 120) : diff_below(&g.r, 0x2000);
+    s->req.code_off = diff_chance(&g.r, 30) ? 0x1000 + 0x1000 * diff_below(&g.r, 2) - diff_below(&g.r, 120)
+                                            : diff_below(&g.r, 0x2000);
     if (diff_chance(&g.r, 2)) /* the code runs into the page behind, which is not there */
         s->req.code_off = DIFF_CODE_PAGES * 0x1000 - 1 - diff_below(&g.r, 60);
     bool loops = diff_chance(&g.r, s->kind == DIFF_KIND_BRANCH || s->kind == DIFF_KIND_SMC ? 60 : 25);
@@ -240,15 +259,18 @@ void diff_gen(struct diff_seq *s, uint64_t seed, int kind)
     diff_layout(s);
 }
 
-
 void diff_print(const struct diff_seq *s, FILE *out)
 {
     const struct diff_request *q = &s->req;
     char text[128];
-    fprintf(out, "--replay %" PRIu64 " --kind %s%s\n", s->seed, diff_kind_names[s->kind], s->kernel ? " (CPL 0)" : s->req.bits == 32 ? " (32-bit code)" : "");
+    fprintf(out, "--replay %" PRIu64 " --kind %s%s\n", s->seed, diff_kind_names[s->kind],
+            s->kernel           ? " (CPL 0)"
+            : s->req.bits == 32 ? " (32-bit code)"
+                                : "");
     for (unsigned k = 0; k < 16; k++)
         fprintf(out, "  r%-2u %016" PRIx64 "%s", k, q->init.regs[k], k % 4 == 3 ? "\n" : "");
-    fprintf(out, "  flags %03x fs %" PRIx64 " gs %" PRIx64 "\n", (unsigned)q->init.rflags & 0xfff, q->init.fs_base, q->init.gs_base);
+    fprintf(out, "  flags %03x fs %" PRIx64 " gs %" PRIx64 "\n", (unsigned)q->init.rflags & 0xfff, q->init.fs_base,
+            q->init.gs_base);
     for (unsigned k = 0; k < s->n; k++) {
         struct fvm_insn in;
         if (s->insns[k].dropped)

@@ -1,6 +1,6 @@
 /*
- * support_gen.h - inside of the generator: shared by support_gen.c (state, layout), support_gen_form.c (one instruction of a
- * form) and support_gen_ops.c (branches, loops, self-modifying code, composed instructions).
+ * support_gen.h - inside of the generator: shared by support_gen.c (state, layout), support_gen_form.c (one instruction
+ * of a form) and support_gen_ops.c (branches, loops, self-modifying code, composed instructions).
  */
 #ifndef FVM_TESTS_DIFF_GEN_H
 #define FVM_TESTS_DIFF_GEN_H

@@ -57,7 +57,11 @@ static int pick_reg(struct gen *g, bool (*good)(const struct gen *, unsigned))
     return -1;
 }
 
-struct modrm { uint8_t bytes[6], len, rex; uint8_t rip_at; uint64_t rip_target; };
+struct modrm {
+    uint8_t bytes[6], len, rex;
+    uint8_t rip_at;
+    uint64_t rip_target;
+};
 
 static void put_disp(struct modrm *m, unsigned at, int64_t disp, unsigned size)
 {
@@ -67,7 +71,8 @@ static void put_disp(struct modrm *m, unsigned at, int64_t disp, unsigned size)
 }
 
 /* [base + index*scale + disp] for a chosen address */
-static void form_base(struct gen *g, struct modrm *m, unsigned base, bool vsib, uint64_t seg_base, bool addr32, uint64_t mask)
+static void form_base(struct gen *g, struct modrm *m, unsigned base, bool vsib, uint64_t seg_base, bool addr32,
+                      uint64_t mask)
 {
     int index = vsib ? (int)gen_reg(g) : diff_chance(&g->r, 35) ? pick_reg(g, gen_is_small) : -1;
     unsigned scale = diff_below(&g->r, 4);
@@ -127,7 +132,10 @@ static void make_modrm(struct gen *g, struct modrm *m, bool vsib, uint64_t seg_b
         m->bytes[0] = 4;
         m->bytes[1] = (uint8_t)(scale << 6 | (index < 0 ? 4u : (unsigned)index & 7) << 3 | 5);
         m->rex = index > 7 ? 2 : 0;
-        put_disp(m, 2, (int64_t)((gen_interesting(g, false) & mask) - seg_base - (index >= 0 && !vsib ? g->value[index] << scale : 0)), 4);
+        put_disp(m, 2,
+                 (int64_t)((gen_interesting(g, false) & mask) - seg_base -
+                           (index >= 0 && !vsib ? g->value[index] << scale : 0)),
+                 4);
     } else {
         form_base(g, m, (unsigned)base, vsib, seg_base, addr32, mask);
     }
@@ -135,13 +143,10 @@ static void make_modrm(struct gen *g, struct modrm *m, bool vsib, uint64_t seg_b
 
 /* ---- one instruction of a form ---- */
 
-static bool is_vsib(const struct diff_form *f)
-{
-    return f->map == 5 && f->opcode >= 0x90 && f->opcode <= 0x93;
-}
+static bool is_vsib(const struct diff_form *f) { return f->map == 5 && f->opcode >= 0x90 && f->opcode <= 0x93; }
 
-static unsigned legacy_head(struct gen *g, const struct diff_form *f, const struct modrm *m, unsigned rex_r, unsigned rex_b,
-                            unsigned seg, bool a32, uint8_t *b)
+static unsigned legacy_head(struct gen *g, const struct diff_form *f, const struct modrm *m, unsigned rex_r,
+                            unsigned rex_b, unsigned seg, bool a32, uint8_t *b)
 {
     static const uint8_t pfx[4] = {0, 0x66, 0xf3, 0xf2};
     unsigned n = 0;
@@ -166,8 +171,8 @@ static unsigned legacy_head(struct gen *g, const struct diff_form *f, const stru
     return n;
 }
 
-static unsigned vex_head(struct gen *g, const struct diff_form *f, const struct modrm *m, unsigned rex_r, unsigned rex_b,
-                         unsigned seg, bool a32, uint8_t *b)
+static unsigned vex_head(struct gen *g, const struct diff_form *f, const struct modrm *m, unsigned rex_r,
+                         unsigned rex_b, unsigned seg, bool a32, uint8_t *b)
 {
     unsigned n = 0, rex = f->mem ? m->rex : rex_b, vvvv = diff_chance(&g->r, 12) ? 15 : 15 - gen_reg(g);
     if (seg)
@@ -217,8 +222,9 @@ static bool is_bt(const struct diff_form *f)
 /* Legacy vector instructions fault on operands that are not aligned: most should not. */
 static bool wants_alignment(const struct diff_form *f)
 {
-    return (f->map >= 1 && f->map <= 3 && f->category != ZYDIS_CATEGORY_BITBYTE && f->category != ZYDIS_CATEGORY_SETCC &&
-            f->category != ZYDIS_CATEGORY_CMOV && f->category != ZYDIS_CATEGORY_BINARY) ||
+    return (f->map >= 1 && f->map <= 3 && f->category != ZYDIS_CATEGORY_BITBYTE &&
+            f->category != ZYDIS_CATEGORY_SETCC && f->category != ZYDIS_CATEGORY_CMOV &&
+            f->category != ZYDIS_CATEGORY_BINARY) ||
            (f->map >= 4 && f->category == ZYDIS_CATEGORY_DATAXFER);
 }
 
@@ -247,7 +253,8 @@ static bool add_form(struct gen *g, const struct diff_form *f)
         seg = 0x64 | diff_below(&g->r, 2);
     if (f->category == ZYDIS_CATEGORY_STRINGOP && diff_chance(&g->r, 10))
         a32 = true;
-    if ((f->mnemonic == ZYDIS_MNEMONIC_XLAT || f->category == ZYDIS_CATEGORY_DATAXFER) && diff_chance(&g->r, 3) && gen_is64(g))
+    if ((f->mnemonic == ZYDIS_MNEMONIC_XLAT || f->category == ZYDIS_CATEGORY_DATAXFER) && diff_chance(&g->r, 3) &&
+        gen_is64(g))
         seg = 0x64;
     unsigned rex_r = diff_below(&g->r, gen_is64(g) ? 2 : 1), rex_b = diff_below(&g->r, gen_is64(g) ? 2 : 1);
     if (!gen_is64(g)) /* no FS and GS there; few 16-bit addresses */
@@ -256,11 +263,13 @@ static bool add_form(struct gen *g, const struct diff_form *f)
     if (f->mem)
         make_modrm(g, &m, is_vsib(f), seg_base, a32, wants_alignment(f) && diff_chance(&g->r, 93) ? ~63ull : ~0ull);
     prepare_implicit(g, f);
-    if (f->mem && is_bt(f) && f->opcode != 0xba && !(g->reserved >> (rex_r * 8 + f->ext) & 1) && rex_r * 8 + f->ext != FVM_RSP)
+    if (f->mem && is_bt(f) && f->opcode != 0xba && !(g->reserved >> (rex_r * 8 + f->ext) & 1) &&
+        rex_r * 8 + f->ext != FVM_RSP)
         gen_mov_imm(g, rex_r * 8 + f->ext, (uint64_t)(int64_t)((int)diff_below(&g->r, 40000) - 20000));
     if (gen_full(g))
         return false;
-    unsigned n = f->map < 4 ? legacy_head(g, f, &m, rex_r, rex_b, seg, a32, b) : vex_head(g, f, &m, rex_r, rex_b, seg, a32, b);
+    unsigned n =
+        f->map < 4 ? legacy_head(g, f, &m, rex_r, rex_b, seg, a32, b) : vex_head(g, f, &m, rex_r, rex_b, seg, a32, b);
     unsigned modrm_at = n;
     if (f->modrm && f->mem) {
         memcpy(b + n, m.bytes, m.len);
@@ -291,7 +300,8 @@ static bool add_form(struct gen *g, const struct diff_form *f)
     unsigned len = in.len;
     if (is_decimal(in.z.mnemonic)) { /* what it leaves of the flags is mostly undefined: setc cl; test eax, eax */
         static const uint8_t cover[5] = {0x0f, 0x92, 0xc1, 0x85, 0xc0};
-        bool carry = in.z.mnemonic != ZYDIS_MNEMONIC_AAM && in.z.mnemonic != ZYDIS_MNEMONIC_AAD && !gen_reserved(g, FVM_RCX);
+        bool carry =
+            in.z.mnemonic != ZYDIS_MNEMONIC_AAM && in.z.mnemonic != ZYDIS_MNEMONIC_AAD && !gen_reserved(g, FVM_RCX);
         memcpy(b + len, cover + (carry ? 0 : 3), carry ? 5 : 2);
         len += carry ? 5 : 2;
         g->known &= ~(1u << FVM_RCX);
@@ -310,13 +320,33 @@ static bool add_form(struct gen *g, const struct diff_form *f)
 static bool always_faults(unsigned mnemonic)
 {
     switch (mnemonic) {
-    case ZYDIS_MNEMONIC_UD0: case ZYDIS_MNEMONIC_UD1: case ZYDIS_MNEMONIC_UD2: case ZYDIS_MNEMONIC_CLI: case ZYDIS_MNEMONIC_STI:
-    case ZYDIS_MNEMONIC_INVPCID: case ZYDIS_MNEMONIC_HLT: case ZYDIS_MNEMONIC_IN: case ZYDIS_MNEMONIC_OUT:
-    case ZYDIS_MNEMONIC_INSB: case ZYDIS_MNEMONIC_INSW: case ZYDIS_MNEMONIC_INSD: case ZYDIS_MNEMONIC_OUTSB:
-    case ZYDIS_MNEMONIC_OUTSW: case ZYDIS_MNEMONIC_OUTSD: case ZYDIS_MNEMONIC_SWAPGS: case ZYDIS_MNEMONIC_WRMSR:
-    case ZYDIS_MNEMONIC_RDMSR: case ZYDIS_MNEMONIC_CLTS: case ZYDIS_MNEMONIC_INVD: case ZYDIS_MNEMONIC_WBINVD:
-    case ZYDIS_MNEMONIC_INVLPG: case ZYDIS_MNEMONIC_LGDT: case ZYDIS_MNEMONIC_LIDT: case ZYDIS_MNEMONIC_LLDT:
-    case ZYDIS_MNEMONIC_LTR: case ZYDIS_MNEMONIC_LMSW:
+    case ZYDIS_MNEMONIC_UD0:
+    case ZYDIS_MNEMONIC_UD1:
+    case ZYDIS_MNEMONIC_UD2:
+    case ZYDIS_MNEMONIC_CLI:
+    case ZYDIS_MNEMONIC_STI:
+    case ZYDIS_MNEMONIC_INVPCID:
+    case ZYDIS_MNEMONIC_HLT:
+    case ZYDIS_MNEMONIC_IN:
+    case ZYDIS_MNEMONIC_OUT:
+    case ZYDIS_MNEMONIC_INSB:
+    case ZYDIS_MNEMONIC_INSW:
+    case ZYDIS_MNEMONIC_INSD:
+    case ZYDIS_MNEMONIC_OUTSB:
+    case ZYDIS_MNEMONIC_OUTSW:
+    case ZYDIS_MNEMONIC_OUTSD:
+    case ZYDIS_MNEMONIC_SWAPGS:
+    case ZYDIS_MNEMONIC_WRMSR:
+    case ZYDIS_MNEMONIC_RDMSR:
+    case ZYDIS_MNEMONIC_CLTS:
+    case ZYDIS_MNEMONIC_INVD:
+    case ZYDIS_MNEMONIC_WBINVD:
+    case ZYDIS_MNEMONIC_INVLPG:
+    case ZYDIS_MNEMONIC_LGDT:
+    case ZYDIS_MNEMONIC_LIDT:
+    case ZYDIS_MNEMONIC_LLDT:
+    case ZYDIS_MNEMONIC_LTR:
+    case ZYDIS_MNEMONIC_LMSW:
         return true;
     default:
         return false;
@@ -342,4 +372,3 @@ void gen_random_insn(struct gen *g)
             return;
     }
 }
-

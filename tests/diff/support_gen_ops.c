@@ -7,10 +7,7 @@
 /* ---- control transfers, whose targets are instructions of the sequence ---- */
 
 /* A label some instructions ahead: numbers beyond the end mean the end (diff_layout). */
-static int16_t ahead(struct gen *g, unsigned skip)
-{
-    return (int16_t)(g->s->n + skip + diff_below(&g->r, 4));
-}
+static int16_t ahead(struct gen *g, unsigned skip) { return (int16_t)(g->s->n + skip + diff_below(&g->r, 4)); }
 
 /* mov reg, label (10 or 5 bytes) */
 static void mov_label(struct gen *g, unsigned reg, int16_t label)
@@ -116,8 +113,8 @@ static void add_popf(struct gen *g)
 }
 
 /*
- * xsave, xrstor, fxsave, fxrstor at the one address where unstable fields are not compared. Not xsaveopt: what it leaves out
- * is up to the processor.
+ * xsave, xrstor, fxsave, fxrstor at the one address where unstable fields are not compared. Not xsaveopt: what it
+ * leaves out is up to the processor.
  */
 void gen_add_xsave(struct gen *g)
 {
@@ -127,8 +124,14 @@ void gen_add_xsave(struct gen *g)
     if (g->reserved & (1u << FVM_RAX | 1u << FVM_RDX))
         return;
     /* one unit: mov eax, mask; mov edx, 0; xsave64 [at] */
-    uint8_t b[19] = {0xb8, (uint8_t)(diff_chance(&g->r, 60) ? 7 : diff_below(&g->r, 8)), 0, 0, 0, 0xba, 0, 0, 0, 0,
-                     0x48, 0x0f, 0xae, (uint8_t)(ext[diff_below(&g->r, 8)] << 3 | 4), 0x25};
+    uint8_t b[19] = {0xb8, (uint8_t)(diff_chance(&g->r, 60) ? 7 : diff_below(&g->r, 8)),
+                     0,    0,
+                     0,    0xba,
+                     0,    0,
+                     0,    0,
+                     0x48, 0x0f,
+                     0xae, (uint8_t)(ext[diff_below(&g->r, 8)] << 3 | 4),
+                     0x25};
     memcpy(b + 15, &at, 4);
     if (skip)
         memmove(b + 10, b + 11, 8);
@@ -201,16 +204,25 @@ void gen_close_loop(struct gen *g)
 void gen_add_smc(struct gen *g)
 {
     /* mov dword/byte [rip -> label + off], imm   or   inc byte/add dword;   label: mov eax, imm32 / add r, imm32 */
-    unsigned reg = diff_below(&g->r, 4) == 1 ? 2 : diff_below(&g->r, 4), gap = diff_below(&g->r, 3), c = diff_below(&g->r, 4);
+    unsigned reg = diff_below(&g->r, 4) == 1 ? 2 : diff_below(&g->r, 4), gap = diff_below(&g->r, 3),
+             c = diff_below(&g->r, 4);
     if (g->reserved >> reg & 1)
         return;
     uint8_t store[11] = {0};
     unsigned n = 0, imm = 0;
     switch (c) {
-    case 0: store[n++] = 0xc7, store[n++] = 5, imm = 4; break;
-    case 1: store[n++] = 0xc6, store[n++] = 5, imm = 1; break;
-    case 2: store[n++] = 0xfe, store[n++] = 5; break;
-    default: store[n++] = 0x81, store[n++] = 5, imm = 4; break;
+    case 0:
+        store[n++] = 0xc7, store[n++] = 5, imm = 4;
+        break;
+    case 1:
+        store[n++] = 0xc6, store[n++] = 5, imm = 1;
+        break;
+    case 2:
+        store[n++] = 0xfe, store[n++] = 5;
+        break;
+    default:
+        store[n++] = 0x81, store[n++] = 5, imm = 4;
+        break;
     }
     unsigned disp_at = n;
     n += 4;
@@ -219,7 +231,7 @@ void gen_add_smc(struct gen *g)
     struct diff_insn *i = gen_add(g, store, n + imm);
     i->fix = gen_is64(g) ? DIFF_FIX_REL : DIFF_FIX_ABS, i->fix_at = (uint8_t)disp_at, i->fix_size = 4;
     i->label = (int16_t)(g->s->n + gap);
-    i->target = 1; /* into the immediate */
+    i->target = 1;                                      /* into the immediate */
     if (g->loop_start >= 0 && diff_chance(&g->r, 40)) { /* the other way round: the patched one comes first */
         struct diff_insn patch = *i;
         uint8_t mov[5] = {(uint8_t)(0xb8 | reg)};
@@ -240,4 +252,3 @@ void gen_add_smc(struct gen *g)
     gen_add(g, victim, 5);
     g->known &= ~(1u << reg);
 }
-

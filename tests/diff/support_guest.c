@@ -1,8 +1,8 @@
 /*
  * support_guest.c - the engine's side: one vCPU in 64-bit mode with page tables of its own and no machine around it.
  *
- * The pages of an image lie in scattered frames of guest RAM. Before each run only the pages that differ are written, by
- * fvm_ram_write, as a device would: so code that did not change stays translated (chained, cached) between runs, and
+ * The pages of an image lie in scattered frames of guest RAM. Before each run only the pages that differ are written,
+ * by fvm_ram_write, as a device would: so code that did not change stays translated (chained, cached) between runs, and
  * code that did is dropped the way it is in a running VM.
  */
 #include <pthread.h>
@@ -61,7 +61,8 @@ static void make_tables(struct diff_guest *g)
 {
     g->next_table = TABLES + 4096;
     for (unsigned k = 0; k < DIFF_PAGES; k++) {
-        g->frame[k] = FRAMES + (k * 4 % DIFF_PAGES) * 0x3000; /* 4 and 15 have no common factor: all differ, none adjacent */
+        g->frame[k] =
+            FRAMES + (k * 4 % DIFF_PAGES) * 0x3000; /* 4 and 15 have no common factor: all differ, none adjacent */
         map_page(g, diff_pages[k].va, g->frame[k], diff_pages[k].rights);
         memcpy(fvm_ram_hva(g->ram, g->frame[k]), g->base + k * 4096, 4096);
     }
@@ -89,14 +90,14 @@ static void set_ring(struct fvm_vcpu *v, bool kernel, unsigned bits)
 int diff_guest_create(enum diff_mode mode, const uint8_t *base, struct diff_guest **ret)
 {
     struct diff_guest *g = calloc(1, sizeof *g);
-    struct fvm_engine_config config = {.cache_bytes = 32 << 20, .single_block = mode != DIFF_NORMAL,
-                                       .single_insn = mode == DIFF_SINGLE_INSN};
+    struct fvm_engine_config config = {
+        .cache_bytes = 32 << 20, .single_block = mode != DIFF_NORMAL, .single_insn = mode == DIFF_SINGLE_INSN};
     const struct fvm_cpu_model *model;
     struct fvm_err err = {0};
     g->base = base;
     if (fvm_ram_create(RAM_BYTES, &g->ram, &err) || fvm_bus_create(&g->bus) || fvm_irq_create(&g->irq) ||
-        fvm_loop_create(&g->loop) || fvm_clock_create(g->loop, 0, &g->clock) || fvm_cpu_model_find("fvm64-v3", &model, &err) ||
-        fvm_engine_create(g->ram, &config, &g->engine, &err) ||
+        fvm_loop_create(&g->loop) || fvm_clock_create(g->loop, 0, &g->clock) ||
+        fvm_cpu_model_find("fvm64-v3", &model, &err) || fvm_engine_create(g->ram, &config, &g->engine, &err) ||
         fvm_vcpu_create(g->engine, 0, model, g->bus, g->irq, g->clock, NULL, &g->v, &err)) {
         fprintf(stderr, "diff: no guest: %s\n", err.text);
         return -1;
@@ -167,7 +168,9 @@ void diff_guest_run(struct diff_guest *g, const struct diff_request *req, bool k
     /* Ends as the native run does, at the ud2: so nothing of the engine is told where the sequence ends. */
     fvm_vcpu_run_until(v, NOWHERE, MAX_BLOCKS, &r);
     ret->bits = req->bits;
-    ret->end = r.limit ? DIFF_LIMIT : r.faulted && r.fault.vector == FVM_EXC_UD && v->rip == req->end_rip ? DIFF_END : DIFF_FAULT;
+    ret->end = r.limit                                                               ? DIFF_LIMIT
+               : r.faulted && r.fault.vector == FVM_EXC_UD && v->rip == req->end_rip ? DIFF_END
+                                                                                     : DIFF_FAULT;
     ret->vector = r.faulted ? r.fault.vector : 0;
     ret->code = r.faulted && r.fault.has_code ? r.fault.code : 0;
     ret->cr2 = r.faulted ? r.fault.cr2 : 0;

@@ -1,6 +1,6 @@
 /*
- * support_native.c - the oracle: a child process that maps the sequence's pages at the guest's addresses and runs the bytes on the
- * host's processor.
+ * support_native.c - the oracle: a child process that maps the sequence's pages at the guest's addresses and runs the
+ * bytes on the host's processor.
  *
  * Every sequence ends by a signal: the ud2 behind it, or the fault that it makes. The handler has all registers and the
  * XSAVE image in its frame. A tick ends sequences that never end; seccomp stops system calls made from the code pages.
@@ -35,47 +35,50 @@ struct native_ctx {
     uint32_t ticks;
 } __attribute__((aligned(64)));
 #define CTX ((struct native_ctx *)CTX_AT)
-_Static_assert(offsetof(struct native_ctx, st) == 64 && offsetof(struct native_ctx, far_rip) == 16, "offsets in the assembly");
+_Static_assert(offsetof(struct native_ctx, st) == 64 && offsetof(struct native_ctx, far_rip) == 16,
+               "offsets in the assembly");
 _Static_assert(offsetof(struct diff_state, rip) == 128 && offsetof(struct diff_state, fs_base) == 144 &&
-                   offsetof(struct diff_state, xsave) == 192, "offsets in the assembly");
+                   offsetof(struct diff_state, xsave) == 192,
+               "offsets in the assembly");
 _Static_assert(offsetof(struct native_ctx, on) == 64 + 192 + DIFF_XSAVE, "offsets in the assembly");
 
-#define ENTER(name, segments, jump) \
-        #name ":\n" \
-        "    push %rbp\n    push %rbx\n    push %r12\n    push %r13\n    push %r14\n    push %r15\n" \
-        "    movq %rsp, C\n" \
-        "    rdfsbase %rax\n    movq %rax, C + 8\n" \
-        segments \
-        "    movl $7, %eax\n    xorl %edx, %edx\n    xrstor64 S + 192\n" \
-        "    movq S + 152, %rax\n    wrgsbase %rax\n" \
-        "    movq S + 144, %rax\n    wrfsbase %rax\n" \
-        "    movb $1, ON\n" \
-        "    pushq S + 136\n    popfq\n" \
-        "    movq S, %rax\n    movq S + 8, %rcx\n    movq S + 16, %rdx\n    movq S + 24, %rbx\n" \
-        "    movq S + 40, %rbp\n    movq S + 48, %rsi\n    movq S + 56, %rdi\n" \
-        "    movq S + 64, %r8\n    movq S + 72, %r9\n    movq S + 80, %r10\n    movq S + 88, %r11\n" \
-        "    movq S + 96, %r12\n    movq S + 104, %r13\n    movq S + 112, %r14\n    movq S + 120, %r15\n" \
-        "    movq S + 32, %rsp\n" \
-        jump
+#define ENTER(name, segments, jump)                                                                                    \
+#name ":\n"                                                                                                        \
+          "    push %rbp\n    push %rbx\n    push %r12\n    push %r13\n    push %r14\n    push %r15\n"                 \
+          "    movq %rsp, C\n"                                                                                         \
+          "    rdfsbase %rax\n    movq %rax, C + 8\n" segments                                                         \
+          "    movl $7, %eax\n    xorl %edx, %edx\n    xrstor64 S + 192\n"                                             \
+          "    movq S + 152, %rax\n    wrgsbase %rax\n"                                                                \
+          "    movq S + 144, %rax\n    wrfsbase %rax\n"                                                                \
+          "    movb $1, ON\n"                                                                                          \
+          "    pushq S + 136\n    popfq\n"                                                                             \
+          "    movq S, %rax\n    movq S + 8, %rcx\n    movq S + 16, %rdx\n    movq S + 24, %rbx\n"                     \
+          "    movq S + 40, %rbp\n    movq S + 48, %rsi\n    movq S + 56, %rdi\n"                                      \
+          "    movq S + 64, %r8\n    movq S + 72, %r9\n    movq S + 80, %r10\n    movq S + 88, %r11\n"                 \
+          "    movq S + 96, %r12\n    movq S + 104, %r13\n    movq S + 112, %r14\n    movq S + 120, %r15\n"            \
+          "    movq S + 32, %rsp\n" jump
 
-__asm__(".text\n"
-        ".set C, 0x0e000000\n.set S, C + 64\n.set ON, C + 64 + 192 + 832\n"
-        ENTER(diff_native_enter, "", "    jmp *S + 128\n")
-        ENTER(diff_native_enter32, "    movl $0x2b, %eax\n    movl %eax, %ds\n    movl %eax, %es\n", "    ljmp *C + 16\n")
-        "diff_native_leave:\n"
-        "    movq C, %rsp\n    cld\n    vzeroupper\n    fninit\n    pushq $0x1f80\n    ldmxcsr (%rsp)\n    addq $8, %rsp\n"
-        "    pop %r15\n    pop %r14\n    pop %r13\n    pop %r12\n    pop %rbx\n    pop %rbp\n    ret\n"
-        "diff_native_signal:\n" /* (signo, info, context) */
-        "    push %rbx\n    pushq $2\n    popfq\n" /* AC would trap in C */
-        "    xorl %ecx, %ecx\n    rdgsbase %r8\n"
-        "    cmpb $0, ON\n    je 1f\n"
-        "    rdfsbase %rcx\n    movq %rcx, %rbx\n    movq C + 8, %rax\n    wrfsbase %rax\n"
-        "    call diff_native_caught\n"
-        "    testl %eax, %eax\n    jne diff_native_leave\n"
-        "    wrfsbase %rbx\n"
-        "    pop %rbx\n    ret\n"
-        "1:  call diff_native_stray\n"
-        "    pop %rbx\n    ret\n");
+__asm__(
+    ".text\n"
+    ".set C, 0x0e000000\n.set S, C + 64\n.set ON, C + 64 + 192 + 832\n" ENTER(diff_native_enter, "",
+                                                                              "    jmp *S + 128\n")
+        ENTER(diff_native_enter32, "    movl $0x2b, %eax\n    movl %eax, %ds\n    movl %eax, %es\n",
+              "    ljmp *C + 16\n") "diff_native_leave:\n"
+                                    "    movq C, %rsp\n    cld\n    vzeroupper\n    fninit\n    pushq $0x1f80\n    "
+                                    "ldmxcsr (%rsp)\n    addq $8, %rsp\n"
+                                    "    pop %r15\n    pop %r14\n    pop %r13\n    pop %r12\n    pop %rbx\n    pop "
+                                    "%rbp\n    ret\n"
+                                    "diff_native_signal:\n"                    /* (signo, info, context) */
+                                    "    push %rbx\n    pushq $2\n    popfq\n" /* AC would trap in C */
+                                    "    xorl %ecx, %ecx\n    rdgsbase %r8\n"
+                                    "    cmpb $0, ON\n    je 1f\n"
+                                    "    rdfsbase %rcx\n    movq %rcx, %rbx\n    movq C + 8, %rax\n    wrfsbase %rax\n"
+                                    "    call diff_native_caught\n"
+                                    "    testl %eax, %eax\n    jne diff_native_leave\n"
+                                    "    wrfsbase %rbx\n"
+                                    "    pop %rbx\n    ret\n"
+                                    "1:  call diff_native_stray\n"
+                                    "    pop %rbx\n    ret\n");
 void diff_native_enter(void);
 void diff_native_enter32(void);
 void diff_native_signal(void);
@@ -97,7 +100,10 @@ struct diff_native {
     pid_t pid;
 };
 
-static struct { struct diff_outcome *out; uint64_t end_rip; } now; /* of the child's only thread */
+static struct {
+    struct diff_outcome *out;
+    uint64_t end_rip;
+} now; /* of the child's only thread */
 
 static void futex_wait(uint32_t *p, uint32_t value, long timeout_ms)
 {
@@ -121,7 +127,7 @@ void diff_native_stray(int signo, siginfo_t *info, void *context)
 static void regs_from(const greg_t *g, struct diff_state *st)
 {
     static const int order[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
-                                  REG_R8, REG_R9, REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
+                                  REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
     for (unsigned k = 0; k < 16; k++)
         st->regs[k] = (uint64_t)g[order[k]];
     st->rip = (uint64_t)g[REG_RIP];
