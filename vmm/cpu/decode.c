@@ -26,6 +26,27 @@ static void decoder_init(ZydisDecoder *dec, unsigned bits)
     ZydisDecoderEnableMode(dec, ZYDIS_DECODER_MODE_WBNOINVD, ZYAN_FALSE);
 }
 
+/*
+ * Zydis 4.0 takes [disp32 + index*scale] with a 32-bit address size and REX.B (or VEX.B) for [r13d + index*scale]: mod 0 with
+ * SIB base 5 has no base register, whatever that bit says.
+ */
+static void fix_no_base(struct fvm_insn *insn)
+{
+    const ZydisDecodedInstructionRaw *r = &insn->z.raw;
+
+    if (!(insn->z.attributes & ZYDIS_ATTRIB_HAS_SIB) || r->modrm.mod != 0 || r->sib.base != 5)
+        return;
+    for (unsigned k = 0; k < insn->z.operand_count; k++) {
+        ZydisDecodedOperand *o = &insn->ops[k];
+
+        if (o->type != ZYDIS_OPERAND_TYPE_MEMORY || o->mem.base != ZYDIS_REGISTER_R13D)
+            continue;
+        o->mem.base = ZYDIS_REGISTER_NONE;
+        o->mem.disp.has_displacement = ZYAN_TRUE;
+        o->mem.disp.value = r->disp.value;
+    }
+}
+
 int fvm_decode(const uint8_t *code, size_t avail, unsigned bits, struct fvm_insn *ret_insn)
 {
     ZydisDecoder dec;
@@ -38,6 +59,7 @@ int fvm_decode(const uint8_t *code, size_t avail, unsigned bits, struct fvm_insn
     st = ZydisDecoderDecodeFull(&dec, code, avail, &ret_insn->z, ret_insn->ops);
     if (!ZYAN_SUCCESS(st))
         return st == ZYDIS_STATUS_NO_MORE_DATA && avail < 15 ? FVM_DECODE_SHORT : FVM_DECODE_BAD;
+    fix_no_base(ret_insn);
     ret_insn->len = ret_insn->z.length;
     memset(ret_insn->bytes, 0, sizeof(ret_insn->bytes));
     memcpy(ret_insn->bytes, code, ret_insn->len);
