@@ -17,7 +17,7 @@ static unsigned slow(struct fvm_vcpu *v)
 static unsigned go_on(struct fvm_vcpu *v)
 {
     uint64_t f = v->rflags;
-    *fvm_slot(v, FVM_SLOT_HFLAGS) = f;
+    *fvm_slot(v, FVM_SLOT_HFLAGS) = f & FVM_HOST_FLAGS; /* with the guest's AC the host would trap our own accesses */
     if (v->iflag && *(uint8_t *)fvm_slot(v, FVM_SLOT_WINDOW))
         return fvm_fast_leave(v, FVM_EXIT_RIP);
     uint64_t code = fvm_fast_find(v, v->rip);
