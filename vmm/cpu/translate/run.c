@@ -212,8 +212,8 @@ static int trap_of_guest(struct fvm_vcpu *v, struct fvm_fault *f)
         bool bit_string = in.z.meta.category == ZYDIS_CATEGORY_BITBYTE && in.ops[1].type == ZYDIS_OPERAND_TYPE_REGISTER;
         if (fvm_operand_linear(v, &in, op, op->size / 8u, false, &va, &other))
             f->vector = other.vector;
-        else if (bit_string && op->mem.segment == ZYDIS_REGISTER_SS)
-            f->vector = FVM_EXC_SS;
+        else if (bit_string)
+            f->vector = op->mem.segment == ZYDIS_REGISTER_SS ? FVM_EXC_SS : FVM_EXC_GP;
     }
     return FVM_FAULT;
 }
