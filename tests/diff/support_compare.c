@@ -2,8 +2,9 @@
  * support_compare.c - the memory image that both sides start from, and what counts as equal at the end.
  *
  * Not compared, since it is not defined or not kept: RFLAGS other than CF PF AF ZF SF DF OF; at a fault, the arithmetic
- * flags where they are dead (the engine does not reproduce dead flags, see vmm/cpu/translate/flags.c); x87 instruction and
- * data pointers and the MXCSR mask, also in DIFF_XSAVE_AREA. XSAVE components marked initial have their initial values.
+ * flags where they are dead (the engine does not reproduce dead flags, see vmm/cpu/translate/flags.c); x87 instruction
+ * and data pointers and the MXCSR mask, also in DIFF_XSAVE_AREA. XSAVE components marked initial have their initial
+ * values.
  *
  * Differences that are known and accepted; each has its function or comment below:
  * - an operand that is misaligned, or pending x87 exception, and without rights: #GP or #MF there, #PF here
@@ -147,6 +148,11 @@ static void canonical_xsave(const uint8_t *in, uint8_t *out)
         memset(out + 160, 0, 256);
     if (!(bv & 4))
         memset(out + 576, 0, 256);
+    /* What fxrstor leaves to the processor: reserved bits, the summary of unmasked exceptions. */
+    out[0] = (uint8_t)((out[0] & 0x3f) | 0x40), out[1] &= 0x1f, out[5] = 0;
+    bool pending = out[2] & ~out[0] & 0x3f;
+    out[2] = (uint8_t)((out[2] & 0x7f) | (pending ? 0x80 : 0)),
+    out[3] = (uint8_t)((out[3] & 0x7f) | (pending ? 0x80 : 0));
     memset(out + 6, 0, 18); /* FOP FIP FDP */
     memset(out + 28, 0, 4); /* MXCSR mask */
     memset(out + 416, 0, 160);
