@@ -216,6 +216,14 @@ static void needs(struct fvm_tr *tr, struct fvm_tr_insn *i)
     }
 }
 
+static bool names_memory(const struct fvm_insn *in)
+{
+    for (unsigned k = 0; k < in->z.operand_count_visible; k++)
+        if (is_mem(&in->ops[k]))
+            return true;
+    return false;
+}
+
 void fvm_tr_classify(struct fvm_tr *tr, struct fvm_tr_insn *i)
 {
     const struct fvm_insn *in = &i->in;
@@ -232,10 +240,9 @@ void fvm_tr_classify(struct fvm_tr *tr, struct fvm_tr_insn *i)
     else if ((c = sensitive_class(tr, in)) < 0 && (c = branch_class(in)) < 0 && (c = string_class(in)) < 0 &&
              (c = plain_class(i, tr->bits)) < 0)
         c = fvm_insn_is_system(in) ? FVM_C_SYSTEM : memory_class(tr, i);
-    if (tr->bits == 32 && in->z.address_width == 16 && (i->mem_op != 0xff || c == FVM_C_STRING || c == FVM_C_BT_MEM))
-        c = FVM_C_ONE;
-    if (tr->bits == 32 && in->z.address_width == 16 && c == FVM_C_LOOP)
-        c = FVM_C_ONE; /* counts in cx: exec_one's */
+    if (tr->bits == 32 && in->z.address_width == 16 && c != FVM_C_SYSTEM && c != FVM_C_LEA && c != FVM_C_DROP &&
+        (names_memory(in) || c == FVM_C_STRING || c == FVM_C_LOOP))
+        c = FVM_C_ONE; /* addresses that wrap at 64 KiB, counts in cx: exec_one's */
     i->class = (uint8_t)c;
     if (c == FVM_C_LOOP)
         i->regs |= 1u << FVM_RCX;
