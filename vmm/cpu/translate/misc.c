@@ -66,11 +66,13 @@ static void emit_bt_mem(struct fvm_tr *tr, struct fvm_tr_insn *i)
         e_mov32(em, tr->t, tr->t);
     if (m.seg != FVM_NOREG)
         e_fs_alu(em, 0x03, tr->t, m.seg == FVM_FS ? FVM_OFF_SEG_FS : FVM_OFF_SEG_GS);
+    if (m.seg != FVM_NOREG && tr->bits != 64)
+        e_mov32(em, tr->t, tr->t);
     struct fvm_memref at = {.base = tr->t, .index = FVM_NOREG, .seg = FVM_NOREG};
     uint32_t site = tr->e->site_count;
     fvm_tr_memop(tr, &at, size, want, &h);
-    if (m.seg == FVM_NOREG && (m.base == FVM_RSP || m.base == FVM_RBP))
-        tr->e->sites[site].kind |= FVM_SITE_STACK;
+    bool stack = m.seg == FVM_NOREG && (m.base == FVM_RSP || m.base == FVM_RBP); /* not: what register t is */
+    tr->e->sites[site].kind = (uint8_t)((tr->e->sites[site].kind & ~FVM_SITE_STACK) | (stack ? FVM_SITE_STACK : 0));
     e_mov(em, tr->x, reg);
     e_alu_imm(em, false, 4, tr->x, (int32_t)(size * 8 - 1));
     fvm_tr_flags_before_op(tr, FVM_NOREG);
