@@ -8,7 +8,7 @@
 #include "vmm/cpu/translate/tr.h"
 
 struct parts { /* where things are in the original */
-    uint8_t prefixes[8];
+    uint8_t prefixes[15]; /* all there can be: one dropped might be the one that makes the opcode */
     unsigned prefix_count;
     bool has_rex;
     uint8_t rex;
