@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "vmm/cpu/descriptor.h"
 #include "vmm/cpu/system.h"
 #include "vmm/cpu/translate/engine.h"
 
@@ -48,6 +49,7 @@ int fvm_vcpu_create(struct fvm_engine *engine, unsigned index, const struct fvm_
     v->priv = p;
     *fvm_slot(v, FVM_SLOT_SELF) = (uint64_t)(uintptr_t)v;
     p->v = v;
+    p->host_cpus = (unsigned)sysconf(_SC_NPROCESSORS_ONLN);
     p->stop = true;
     p->link_exit = FVM_NONE;
     if (hooks)
@@ -203,7 +205,7 @@ static void dump_code(const struct fvm_vcpu *v, FILE *out)
     char text[128];
     uint64_t entry = fvm_shadow_peek(v->shadow, v->rip);
     unsigned o = v->rip & FVM_PAGE_MASK;
-    if (!(entry & (FVM_S_KX | FVM_S_UX)))
+    if (!(entry & (FVM_S_KX | FVM_S_UX)) || !fvm_canonical(v->rip))
         return;
     const uint8_t *page = (const uint8_t *)((v->rip & ~FVM_PAGE_MASK) + (entry & ~0xffull));
     for (unsigned n = 0; n < 6 && o < FVM_PAGE_SIZE; n++) {

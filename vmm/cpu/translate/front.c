@@ -5,6 +5,7 @@
  * by the code hook. Every byte read, also those looked at behind a branch to learn whether flags are dead there, is noted in
  * the page's byte map: a write to any of them drops the page's blocks.
  */
+#include "vmm/cpu/descriptor.h"
 #include "vmm/cpu/translate/tr.h"
 
 struct fetch {
@@ -20,7 +21,7 @@ static int fetch_page(struct fvm_vcpu *v, uint64_t va, bool user, const uint8_t 
 {
     unsigned right = user ? FVM_S_UX : FVM_S_KX;
     uint64_t entry = fvm_shadow_peek(v->shadow, va);
-    if (!(entry & right)) {
+    if (!(entry & right) || !fvm_canonical(va)) { /* the entry is the canonical alias' */
         fvm_gpa gpa;
         enum fvm_shadow_result r = fvm_shadow_miss(v->shadow, va, FVM_X | (user ? FVM_USER : 0), &entry, &gpa, fault);
         if (r == FVM_SHADOW_FAULT)
@@ -41,6 +42,12 @@ static int fetch_page(struct fvm_vcpu *v, uint64_t va, bool user, const uint8_t 
     }
     *ret_entry = entry;
     return 0;
+}
+
+static uint64_t second_page(const struct fvm_tr *tr)
+{
+    uint64_t va = (tr->rip & ~FVM_PAGE_MASK) + FVM_PAGE_SIZE;
+    return tr->bits == 64 ? va : (uint32_t)va;
 }
 
 static void note_bytes(struct fvm_engine *e, uint64_t gpa, unsigned len)
@@ -71,7 +78,7 @@ static uint16_t flags_live_at(struct fvm_tr *tr, const struct fetch *f, uint64_t
         if (i.in.z.meta.branch_type != ZYDIS_BRANCH_TYPE_NONE || fvm_insn_is_system(&i.in))
             break;
     }
-    if (!pending)
+    if (pending != FVM_ARITH_FLAGS)
         note_bytes(tr->e, (f->gpa & ~FVM_PAGE_MASK) + first, o - first);
     return pending;
 }
@@ -123,7 +130,7 @@ static int decode_block(struct fvm_tr *tr, struct fetch *f, struct fvm_fault *fa
         if (r == FVM_DECODE_SHORT) {
             if (tr->n)
                 break;
-            uint64_t va2 = (tr->rip & ~FVM_PAGE_MASK) + FVM_PAGE_SIZE;
+            uint64_t va2 = second_page(tr);
             if (fetch_page(tr->v, va2, tr->user, &f->page2, &f->gpa2, &f->entry2, fault))
                 return FVM_FAULT;
             uint8_t both[32];
@@ -276,7 +283,7 @@ static void emit_cold(struct fvm_tr *tr)
 static void emit_second_page_check(struct fvm_tr *tr, const struct fetch *f, uint32_t *ret_to_dead)
 {
     struct fvm_emit *em = &tr->em;
-    uint64_t va2 = (tr->rip & ~FVM_PAGE_MASK) + FVM_PAGE_SIZE;
+    uint64_t va2 = second_page(tr);
     e_fs_store(em, FVM_SLOT_TMP, FVM_RCX);
     e_fs_store(em, FVM_SLOT_TMP2, FVM_RDX);
     e_mov_imm(em, FVM_RCX, ((va2 << 16) >> 28) * 8);
@@ -401,7 +408,7 @@ uint32_t fvm_translate(struct fvm_vcpu *v, uint8_t mode, struct fvm_fault *fault
     tr.b->guest_len = (uint16_t)(last->off + last->in.len);
     tr.b->mark_count = (uint8_t)tr.n;
     e->mark_count += tr.n;
-    note_bytes(e, f.gpa, tr.b->guest_len);
+    note_bytes(e, f.gpa, last->class == FVM_C_UD ? last->off + 15u : tr.b->guest_len); /* what makes it invalid may be behind */
     if (tr.b->cross_page)
         note_bytes(e, f.gpa2, 15);
     tr.b->gpa2 = f.gpa2;
