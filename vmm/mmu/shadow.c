@@ -216,19 +216,30 @@ static enum fvm_shadow_result fill(struct fvm_shadow *sh, fvm_gva va, unsigned w
     rights = settle_write(sh, pfn, index, rights, want & FVM_W, &code);
     if (!half->kernel && (rights & FVM_S_KX))
         sh->cur->user_kx = true;
+    if ((old & S_X) && ((old ^ fresh) & ~S_RIGHTS || (old & S_X & ~rights)))
+        sh->exec_flushed = true; /* the next flush of the page would not find the right that was there */
     *ret_entry = half->entries[index & (HALF_ENTRIES - 1)] = fresh | rights;
     sh->stats.fills++;
     fill_neighbours(sh, va, index, w);
     return code ? FVM_SHADOW_CODE : FVM_SHADOW_OK;
 }
 
+/*
+ * Outside long mode linear addresses wrap at 4 GiB, but a caller that added a segment base or crossed a page may pass
+ * what it has: the entry that it gets leads from that very address to the page.
+ */
+static uint64_t above_4g(const struct fvm_shadow *sh, fvm_gva va)
+{
+    return sh->pg.long_mode ? 0 : va & ~0xffffffffull;
+}
+
 enum fvm_shadow_result fvm_shadow_miss(struct fvm_shadow *sh, fvm_gva va, unsigned want, uint64_t *ret_entry,
                                        fvm_gpa *ret_gpa, struct fvm_fault *fault)
 {
     struct fvm_walk w;
+    uint64_t beyond = above_4g(sh, va);
 
-    if (!sh->pg.long_mode)
-        va = (uint32_t)va;
+    va -= beyond;
     do {
         if (fvm_walk(sh->ram, &sh->pg, va, want, &w, fault))
             return FVM_SHADOW_FAULT;
@@ -236,12 +247,16 @@ enum fvm_shadow_result fvm_shadow_miss(struct fvm_shadow *sh, fvm_gva va, unsign
     *ret_gpa = w.gpa;
     if (!fvm_ram_has_page(sh->ram, w.gpa >> FVM_PAGE_SHIFT))
         return FVM_SHADOW_MMIO;
-    return fill(sh, va, want, &w, ret_entry);
+    enum fvm_shadow_result r = fill(sh, va, want, &w, ret_entry);
+    *ret_entry -= beyond;
+    return r;
 }
 
 uint64_t fvm_shadow_peek(const struct fvm_shadow *sh, fvm_gva va)
 {
-    return sh->cur->gs[entry_index(sh->pg.long_mode ? va : (uint32_t)va)];
+    uint64_t beyond = above_4g(sh, va), entry = sh->cur->gs[entry_index(va - beyond)];
+
+    return entry ? entry - beyond : 0;
 }
 
 void fvm_shadow_protect_page(struct fvm_shadow *sh, fvm_pfn pfn)

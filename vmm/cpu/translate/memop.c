@@ -57,7 +57,7 @@ void fvm_tr_memref(struct fvm_tr *tr, const struct fvm_tr_insn *i, unsigned op, 
     *ret = r;
 }
 
-void fvm_tr_address_to_t(struct fvm_tr *tr, const struct fvm_memref *m)
+static void address_to_t(struct fvm_tr *tr, const struct fvm_memref *m)
 {
     struct fvm_emit *em = &tr->em;
     bool plain = m->base == FVM_NOREG && m->index == FVM_NOREG;
@@ -97,6 +97,13 @@ void fvm_tr_address_to_t(struct fvm_tr *tr, const struct fvm_memref *m)
             e_lea(em, tr->t, tr->t, FVM_NOREG, 0, (int32_t)m->disp);
         }
     }
+}
+
+void fvm_tr_address_to_t(struct fvm_tr *tr, const struct fvm_memref *m)
+{
+    address_to_t(tr, m);
+    if (tr->bits != 64 && m->seg != FVM_NOREG) /* a sum with a segment base wraps at 4 GiB */
+        e_mov32(&tr->em, tr->t, tr->t);
 }
 
 static unsigned align_mask(unsigned size)
@@ -163,6 +170,7 @@ void fvm_tr_memop(struct fvm_tr *tr, const struct fvm_memref *m, unsigned size, 
     c->from2 = e_jcc(em, CC_NE);
     tr->e->sites[c->site].resume_off = em->at;
     tr->e->sites[c->site].flags_saved = tr->saved;
+    tr->e->marks[tr->b->mark_first + tr->cur].flags_saved = tr->saved; /* if the operation traps */
 }
 
 /* u = address; see CROSS in stubs.S */

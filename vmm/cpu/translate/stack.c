@@ -104,11 +104,14 @@ static void emit_leave(struct fvm_tr *tr, unsigned bytes)
     struct fvm_memref m = {.base = FVM_RBP, .index = FVM_NOREG, .seg = FVM_NOREG, .addr32 = tr->bits == 32};
     struct fvm_hostref h;
     fvm_tr_memop(tr, &m, bytes, FVM_R, &h);
+    sized_mov(tr, 0x8b, tr->u, &h, bytes); /* may trap: nothing may have changed before */
     if (tr->bits == 64)
         e_lea(&tr->em, FVM_RSP, FVM_RBP, FVM_NOREG, 0, (int32_t)bytes);
     else
         e_lea32(&tr->em, FVM_RSP, FVM_RBP, FVM_NOREG, 0, (int32_t)bytes);
-    sized_mov(tr, 0x8b, FVM_RBP, &h, bytes);
+    if (bytes == 2)
+        e8(&tr->em, 0x66);
+    e_rr(&tr->em, bytes == 8, 0x89, tr->u, FVM_RBP);
 }
 
 /* Value into t: host flags, and what the vCPU keeps apart (IF, IOPL, AC, ID...). */
