@@ -35,6 +35,8 @@ def geomean(values):
     return math.exp(sum(map(math.log, values)) / len(values)) if values else None
 
 
+# A host that is itself a virtual machine traps this one: its ratio says nothing about the guests.
+NOT_IN_MEANS = {"cpuid"}
 LINE = "%-20s %9s %9s %9s %-8s %8s %8s %8s"
 
 
@@ -64,7 +66,8 @@ def micro(results, best):
         for row in rows:
             values, unit, r = micro_row(results, row, best)
             print(LINE % (row, *map(number, values), unit, *map(ratio_text, r)))
-            ratios.append(r)
+            if row not in NOT_IN_MEANS:
+                ratios.append(r)
         means[group] = tuple(geomean(r[i] for r in ratios) for i in range(3))
         every += ratios
         print(LINE % ("geometric mean", "", "", "", "", *map(ratio_text, means[group])))
