@@ -127,6 +127,13 @@ void fvm_tr_exit_indirect(struct fvm_tr *tr)
 {
     struct fvm_emit *em = &tr->em;
     fvm_tr_flags_clobber(tr, FVM_ARITH_FLAGS);
+    if (tr->mode & FVM_MODE_SINGLE) { /* the jump cache leads to blocks that do not stop after one instruction */
+        e_fs_store(em, FVM_SLOT_TGT, tr->t);
+        fvm_tr_restore_victims(tr);
+        fvm_tr_jmp_tramp(tr, FVM_TRAMP_INDIRECT);
+        tr->ended = true;
+        return;
+    }
     struct fvm_cold *c = &tr->cold[tr->cold_n++];
     *c = (struct fvm_cold){.kind = FVM_COLD_INDIRECT, .mark = (uint8_t)tr->cur};
     int32_t jc = tr->user ? -FVM_JC_USER_BYTES : FVM_OFF_JC;

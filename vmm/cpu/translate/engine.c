@@ -49,7 +49,8 @@ int fvm_engine_create(struct fvm_ram *ram, const struct fvm_engine_config *confi
         fvm_engine_destroy(&e);
         return r;
     }
-    ram->code_hook = (void (*)(void *, fvm_gpa, uint64_t))(void (*)(void))fvm_engine_code_written;
+    e->code_written = fvm_engine_code_written;
+    ram->code_hook = fvm_fast_code_written;
     ram->code_hook_ctx = e;
     *ret_engine = e;
     return 0;

@@ -224,6 +224,8 @@ unsigned fvm_fast_indirect(struct fvm_vcpu *v);
 unsigned fvm_fast_string(struct fvm_vcpu *v);
 unsigned fvm_fast_sys(struct fvm_vcpu *v);
 void fvm_fast_unlink(struct fvm_vcpu *v);
+/** The RAM's code hook: fvm_engine_code_written, also for what a fast helper writes (A and D bits). */
+void fvm_fast_code_written(void *engine, fvm_gpa gpa, uint64_t len);
 unsigned fvm_fast_leave(struct fvm_vcpu *v, unsigned reason);
 unsigned fvm_fast_leave_fault(struct fvm_vcpu *v, const struct fvm_fault *f);
 /** Code address for rip in v's mode from what is already translated, or 0 (also when a request waits). */
@@ -233,6 +235,8 @@ unsigned fvm_fast_deliver(struct fvm_vcpu *v, uint32_t site, const struct fvm_fa
 /* ---- fast_sys.c: SLOT_TMP2 = kind | register << 8 | instruction length << 16 | REX.W << 20 ---- */
 enum { FVM_FAST_SYSCALL = 1, FVM_FAST_SYSRETQ, FVM_FAST_SYSRETL, FVM_FAST_IRETQ, FVM_FAST_CR3, FVM_FAST_INVLPG, FVM_FAST_WRMSR,
        FVM_FAST_CPUID, FVM_FAST_WRFSBASE, FVM_FAST_WRGSBASE, FVM_FAST_XSAVE, FVM_FAST_XRSTOR };
+/** From here on the jump cache is this mode's: entries of another mode go. */
+void fvm_jc_mode(struct fvm_vcpu *v, uint8_t mode);
 /** Remember rip -> code in the jump cache of the mode. */
 void fvm_jc_fill(struct fvm_vcpu *v, uint64_t rip, uint8_t mode, uint64_t code);
 

@@ -162,6 +162,11 @@ static int exec_plain(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_
         *fault = (struct fvm_fault){.vector = FVM_EXC_UD};
         return FVM_FAULT;
     }
+    if (in->z.mnemonic == ZYDIS_MNEMONIC_LEA) { /* its RIP would be the host's */
+        unsigned d = (unsigned)fvm_decode_gpr(in->ops[0].reg.value, NULL);
+        fvm_reg_set(v, d, in->ops[0].size / 8u, fvm_operand_offset(v, in, &in->ops[1]));
+        return 0;
+    }
     struct fvm_emit em = snippet_begin(v);
     fvm_emit_copy(&em, in, fvm_vcpu_code_bits(v));
     snippet_end(v, &em);

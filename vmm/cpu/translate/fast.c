@@ -103,7 +103,7 @@ void fvm_engine_exec_flushed(struct fvm_vcpu *v)
         zero_words(v->gs_base - FVM_JC_USER_BYTES / 8, FVM_JC_USER_BYTES / 8);
 }
 
-void fvm_jc_fill(struct fvm_vcpu *v, uint64_t rip, uint8_t mode, uint64_t code)
+void fvm_jc_mode(struct fvm_vcpu *v, uint8_t mode)
 {
     bool user = (mode & FVM_MODE_USER) != 0;
     uint64_t *tag = user ? v->gs_base - FVM_HEAD_USED / 8 : (uint64_t *)((uint8_t *)v + FVM_OFF_JC + FVM_JC_BYTES);
@@ -112,7 +112,12 @@ void fvm_jc_fill(struct fvm_vcpu *v, uint64_t rip, uint8_t mode, uint64_t code)
             zero_words(tag + (user ? 2 : -(FVM_JC_BYTES / 8)), user ? FVM_JC_USER_BYTES / 8 : FVM_JC_BYTES / 8);
         *tag = mode;
     }
-    struct fvm_jc_entry *j = fvm_jc(v, user, rip);
+}
+
+void fvm_jc_fill(struct fvm_vcpu *v, uint64_t rip, uint8_t mode, uint64_t code)
+{
+    fvm_jc_mode(v, mode);
+    struct fvm_jc_entry *j = fvm_jc(v, (mode & FVM_MODE_USER) != 0, rip);
     j->code = code;
     j->rip = rip;
 }
@@ -123,7 +128,8 @@ uint64_t fvm_fast_find(struct fvm_vcpu *v, uint64_t rip)
     struct fvm_engine *e = v->engine;
     uint8_t mode = fvm_mode_of(v);
     const struct fvm_vcpu_priv *p = v->priv;
-    if (mode & FVM_MODE_SINGLE || e->config.single_block || v->request || (p->run_until_on && rip == p->run_until))
+    bool irq = v->iflag && *(uint8_t *)fvm_slot(v, FVM_SLOT_WINDOW); /* it waited for an interrupt shadow's end */
+    if (mode & FVM_MODE_SINGLE || e->config.single_block || v->request || irq || (p->run_until_on && rip == p->run_until))
         return 0;
     uint64_t entry = fvm_shadow_peek(v->shadow, rip);
     if (!(entry & (mode & FVM_MODE_USER ? FVM_S_UX : FVM_S_KX)))
@@ -155,11 +161,33 @@ void fvm_fast_unlink(struct fvm_vcpu *v)
         fvm_code_unlink_block(v->engine, &v->engine->blocks[n]);
 }
 
+/*
+ * In a fast helper only A and D bits are written to pages with code, and there are no locks to take then: where the bytes
+ * were translated, all goes once the vCPU is out.
+ */
+void fvm_fast_code_written(void *engine, fvm_gpa gpa, uint64_t len)
+{
+    struct fvm_engine *e = engine;
+    uint64_t fs;
+    __asm__("rdfsbase %0" : "=r"(fs));
+    for (unsigned k = 0; k < e->vcpu_count; k++) {
+        struct fvm_vcpu *v = e->vcpus[k];
+        if (fs != (uint64_t)(uintptr_t)v)
+            continue;
+        if (fvm_code_touches(e, gpa, len)) {
+            __atomic_store_n(&e->inval_all, true, __ATOMIC_SEQ_CST);
+            __atomic_or_fetch(&v->request, FVM_REQ_INVALIDATE, __ATOMIC_SEQ_CST);
+        }
+        return;
+    }
+    e->code_written(e, gpa, len);
+}
+
 /* ---- string instructions ---- */
 
 struct string_op {
     unsigned op, size, rep;
-    bool a32;
+    bool a32, wrap32; /* wrap32: not 64-bit code, so linear addresses have 32 bits */
     uint64_t seg_base;
 };
 enum { MOVS, STOS, LODS, SCAS, CMPS };
@@ -283,6 +311,8 @@ static uint64_t fit(const struct string_op *s, bool back, uint64_t a, uint64_t n
 static unsigned string_chunk(struct fvm_vcpu *v, const struct string_op *s, uint64_t count, uint64_t *ret_done, bool *ret_end)
 {
     uint64_t *r = v->regs, n = count, src_a = masked(s, r[FVM_RSI]) + s->seg_base, dst_a = masked(s, r[FVM_RDI]);
+    if (s->wrap32)
+        src_a = (uint32_t)src_a;
     bool back = (*fvm_slot(v, FVM_SLOT_HFLAGS) & FVM_F_DF) != 0, uses_src = s->op != STOS && s->op != SCAS,
          uses_dst = s->op != LODS;
     uint8_t *src = NULL, *dst = NULL;
@@ -325,7 +355,7 @@ unsigned fvm_fast_string(struct fvm_vcpu *v)
     const struct fvm_site *site = &v->engine->sites[*fvm_slot(v, FVM_SLOT_ARG) & 0xffffffffu];
     uint32_t p = (uint32_t)*fvm_slot(v, FVM_SLOT_TMP);
     unsigned seg = (p >> 12) & 7;
-    struct string_op s = {.op = p & 15, .size = (p >> 4) & 15, .rep = (p >> 8) & 3, .a32 = (p >> 16) & 1,
+    struct string_op s = {.op = p & 15, .size = (p >> 4) & 15, .rep = (p >> 8) & 3, .a32 = (p >> 16) & 1, .wrap32 = p >> 20 != 64,
                           .seg_base = seg == FVM_FS ? v->seg_base_fs : seg == FVM_GS ? v->seg_base_gs : 0};
     bool end = false;
     uint64_t done;

@@ -159,6 +159,8 @@ static void enter_block(struct fvm_vcpu *v, uint32_t n, uint8_t mode)
     p->link_exit = FVM_NONE;
     if (p->fill_jump_cache && !(mode & FVM_MODE_SINGLE) && !e->config.single_block && !p->run_until_on)
         fvm_jc_fill(v, v->rip, mode, (uint64_t)(uintptr_t)e->code + b->canon_off);
+    else if (!(mode & FVM_MODE_SINGLE))
+        fvm_jc_mode(v, mode);
     p->fill_jump_cache = false;
     p->ring[p->ring_pos % FVM_RING].rip = v->rip;
     p->ring[p->ring_pos % FVM_RING].mode = mode;

@@ -61,6 +61,12 @@ static bool fault_of(const greg_t *g, struct fvm_vcpu *v)
         vector = (uint64_t)g[REG_TRAPNO];
         code = 1ull << 32;
         break;
+    case FVM_EXC_PF: /* where the host has 57-bit addresses, what is not canonical for the guest may be for the host */
+        if ((uint64_t)g[REG_CR2] >> 47 == 0)
+            return false;
+        vector = FVM_EXC_GP;
+        code = 1ull << 32;
+        break;
     default:
         return false;
     }
