@@ -122,6 +122,7 @@ struct fvm_engine {
     struct fvm_vcpu *vcpus[64];
     unsigned vcpu_count;
     uint64_t flush_generation;
+    void (*code_written)(struct fvm_engine *e, fvm_gpa gpa, uint64_t len); /* fvm_engine_code_written, for fast.c */
     /* ranges written by other threads, to invalidate */
     pthread_mutex_t inval_lock;
     struct { fvm_gpa gpa; uint64_t len; } inval[256];
@@ -148,6 +149,8 @@ struct fvm_vcpu_priv {
     void *sigstack;
     struct fvm_vcpu_hooks hooks;
     bool fill_jump_cache;      /* the next block's rip was not known to the jump cache */
+    bool short_halts;          /* the last halt was short: wait for the next one's end without sleeping */
+    unsigned host_cpus;
     bool irq_check;            /* the interrupt controller may have something */
     volatile uint32_t sleeping; /* halted or parked: requests must signal cond */
     uint32_t link_exit;        /* exit to link once its target is found, or FVM_NONE */
