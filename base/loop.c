@@ -43,6 +43,7 @@ struct fvm_loop { /* the loop's thread, but for the fields under `lock` and the 
     void *guard_ctx;
     pthread_mutex_t lock;
     struct post *head, **tail; /* under lock */
+    struct post *taken;        /* off the list above, not yet run */
     int status;                /* under lock */
     _Atomic bool stopping;
 };
@@ -136,20 +137,47 @@ static int on_wake(sd_event_source *source, int fd, uint32_t revents, void *ctx)
     (void)n;
 
     pthread_mutex_lock(&loop->lock);
-    struct post *p = loop->head;
+    loop->taken = loop->head;
     loop->head = NULL;
     loop->tail = &loop->head;
     pthread_mutex_unlock(&loop->lock);
 
-    while (p) {
-        struct post *next = p->next;
+    while (loop->taken) {
+        struct post *p = loop->taken;
+        loop->taken = p->next;
         struct guard held = guard_lock(loop);
         p->fn(p->ctx);
         guard_unlock(loop, held);
         free(p);
-        p = next;
     }
     return 0;
+}
+
+static bool drop(struct post **list, fvm_loop_fn fn, const void *ctx)
+{
+    bool any = false;
+    while (*list) {
+        struct post *p = *list;
+        if (p->fn != fn || p->ctx != ctx) {
+            list = &p->next;
+            continue;
+        }
+        *list = p->next;
+        free(p);
+        any = true;
+    }
+    return any;
+}
+
+bool fvm_loop_post_cancel(struct fvm_loop *loop, fvm_loop_fn fn, void *ctx)
+{
+    bool any = drop(&loop->taken, fn, ctx);
+    pthread_mutex_lock(&loop->lock);
+    any |= drop(&loop->head, fn, ctx);
+    for (loop->tail = &loop->head; *loop->tail;)
+        loop->tail = &(*loop->tail)->next;
+    pthread_mutex_unlock(&loop->lock);
+    return any;
 }
 
 int fvm_loop_post(struct fvm_loop *loop, fvm_loop_fn fn, void *ctx)

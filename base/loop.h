@@ -30,6 +30,8 @@ int fvm_loop_turn(struct fvm_loop *loop, uint64_t timeout_ns);
 void fvm_loop_stop(struct fvm_loop *loop, int status);
 /** Any thread: fn(ctx) will run on the loop's thread, in order of posting. Never blocks for long. */
 int fvm_loop_post(struct fvm_loop *loop, fvm_loop_fn fn, void *ctx);
+/** Take back every post of fn(ctx) that has not run yet; whether there was one. Loop's thread, or while it does not run. */
+bool fvm_loop_post_cancel(struct fvm_loop *loop, fvm_loop_fn fn, void *ctx);
 
 int fvm_loop_io_add(struct fvm_loop *loop, int fd, unsigned events, fvm_loop_io_fn fn, void *ctx,
                     struct fvm_loop_io **ret_io);

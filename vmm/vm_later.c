@@ -1,7 +1,7 @@
 /*
  * vm_later.c - a coalescing post. See vm_later.h.
  *
- * Invariant: at most one post is queued in the loop; while one is, the struct lives, so destroy leaves it to the post.
+ * Invariant: at most one post is queued in the loop; destroy takes it back, so that none outlives the struct.
  */
 #include "vmm/vm_later.h"
 
@@ -15,7 +15,6 @@ struct fvm_later {
     fvm_loop_fn fn;
     void *ctx;
     _Atomic bool queued;
-    bool dead; /* loop's thread */
 };
 
 int fvm_later_create(struct fvm_loop *loop, fvm_loop_fn fn, void *ctx, struct fvm_later **ret_later)
@@ -33,10 +32,6 @@ int fvm_later_create(struct fvm_loop *loop, fvm_loop_fn fn, void *ctx, struct fv
 static void run(void *ctx)
 {
     struct fvm_later *later = ctx;
-    if (later->dead) {
-        free(later);
-        return;
-    }
     atomic_store(&later->queued, false);
     later->fn(later->ctx); /* may destroy `later` */
 }
@@ -56,7 +51,6 @@ void fvm_later_destroy(struct fvm_later **later_p)
     if (!later)
         return;
     if (atomic_load(&later->queued))
-        later->dead = true;
-    else
-        free(later);
+        fvm_loop_post_cancel(later->loop, run, later);
+    free(later);
 }

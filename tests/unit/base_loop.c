@@ -104,6 +104,39 @@ static void note_locked(void *ctx)
     f->count += f->locked == 1;
 }
 
+static void take_back(void *ctx)
+{
+    struct fixture *f = ctx;
+    f->count = fvm_loop_post_cancel(f->loop, note_locked, f) ? 100 : 200;
+}
+
+/* Taken back before the loop turns, by a post of the same turn, and never seen when there is none. */
+static void test_cancel(void)
+{
+    struct fixture f, other = {0};
+    setup(&f);
+    fvm_loop_set_guard(f.loop, guard, unguard, &f);
+    CU_ASSERT_FALSE(fvm_loop_post_cancel(f.loop, note_locked, &f));
+    other.locked = 1;
+    fvm_loop_post(f.loop, note_locked, &f);
+    fvm_loop_post(f.loop, note_locked, &other);
+    fvm_loop_post(f.loop, note_locked, &f);
+    CU_ASSERT_TRUE(fvm_loop_post_cancel(f.loop, note_locked, &f));
+    CU_ASSERT_FALSE(fvm_loop_post_cancel(f.loop, note_locked, &f));
+    fvm_loop_turn(f.loop, 1000 * MS);
+    CU_ASSERT(f.count == 0 && other.count == 1);
+    fvm_loop_post(f.loop, take_back, &f);
+    fvm_loop_post(f.loop, note_locked, &f);
+    fvm_loop_post(f.loop, note_locked, &other);
+    fvm_loop_turn(f.loop, 1000 * MS);
+    CU_ASSERT(f.count == 100 && other.count == 2);
+    fvm_loop_post(f.loop, note_locked, &f); /* the list is whole: a later one comes */
+    fvm_loop_turn(f.loop, 1000 * MS);
+    CU_ASSERT_EQUAL(f.count, 101);
+    fvm_loop_set_guard(f.loop, NULL, NULL, NULL);
+    teardown(&f);
+}
+
 static void test_guard(void)
 {
     struct fixture f;
@@ -230,6 +263,7 @@ int main(void)
     CU_pSuite s = CU_add_suite("base/loop", NULL, NULL);
     CU_add_test(s, "posts arrive once and in order", test_posts);
     CU_add_test(s, "callbacks run under the guard", test_guard);
+    CU_add_test(s, "posts taken back", test_cancel);
     CU_add_test(s, "timers fire once and never early", test_timers);
     CU_add_test(s, "descriptors", test_io);
     CU_add_test(s, "signals and children", test_signals_and_children);

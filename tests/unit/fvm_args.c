@@ -21,7 +21,7 @@ static void whole(void)
     struct fvm_run_options o;
     struct fvm_err err = {0};
     CU_ASSERT_EQUAL_FATAL(PARSE(&o, &err, "--kernel", "/vmlinuz", "--initrd=/i", "--append", "console=ttyS0 a=b",
-                                "--memory", "2G", "--cpus", "2", "--cpu", "fvm64-v2", "--disk", "/d,readonly", "--net",
+                                "--memory", "2G", "--cpus", "1", "--cpu", "fvm64-v2", "--disk", "/d,readonly", "--net",
                                 "user,hostfwd=tcp:127.0.0.1:2222-:22", "--serial", "unix:/tmp/s", "--control",
                                 "unix:/tmp/c", "--name", "web-1", "--id", "00112233445566778899aabbccddeeff", "--stats",
                                 "--paused", "--trace", "exec,io", "--trace-file", "/t", "--single-insn", "--log-level",
@@ -31,7 +31,7 @@ static void whole(void)
     CU_ASSERT_STRING_EQUAL(o.config->kernel, "/vmlinuz");
     CU_ASSERT_STRING_EQUAL(o.config->append, "console=ttyS0 a=b");
     CU_ASSERT_EQUAL(o.config->memory_bytes, 2ull << 30);
-    CU_ASSERT_EQUAL(o.config->cpus, 2);
+    CU_ASSERT_EQUAL(o.config->cpus, 1);
     CU_ASSERT_EQUAL(o.config->n_disks, 1);
     CU_ASSERT_EQUAL(o.config->n_nets, 1);
     CU_ASSERT_STRING_EQUAL(o.config->serial, "unix:/tmp/s");
