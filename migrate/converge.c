@@ -40,7 +40,8 @@ enum fvm_converge_next fvm_converge_round(struct fvm_converge *c, uint64_t sent_
     c->stalls = shrinking ? 0 : c->stalls + 1;
     bool late = c->rounds >= c->round_limit || (c->deadline_ns && elapsed_ns >= c->deadline_ns);
     if (c->predicted_ns <= c->max_downtime_ns) {
-        bool good_enough = (double)c->predicted_ns <= 2 * c->fixed_ns || c->predicted_ns <= c->max_downtime_ns / 8;
+        /* The contract is kept already; another round is worth it while pages are more than a small part of the blackout. */
+        bool good_enough = (double)c->predicted_ns <= 1.2 * c->fixed_ns;
         return good_enough || !shrinking || late ? FVM_CONVERGE_FINAL : FVM_CONVERGE_ROUND;
     }
     if (!late)
