@@ -201,6 +201,83 @@ static void test_msix(void)
     down();
 }
 
+static void test_msi(void)
+{
+    static const struct fvm_pci_id msi_id = {.slot = 5, .vendor = 1, .device = 2, .class_code = 0x010601, .interrupt_pin = 1};
+    struct fvm_pci_function m = {0};
+    unsigned line = fvm_pci_irq(5, 1);
+
+    up();
+    CU_ASSERT_EQUAL_FATAL(fvm_pci_function_init(&m, fvm_pci_host_of(bridge), &msi_id, NULL, NULL), 0);
+    fvm_pci_msi_add(&m);
+    fvm_pci_function_reset(&m);
+    CU_ASSERT_EQUAL(cr(5, 0x40, 4), 0x00800005);
+    fvm_pci_interrupt_set(&m, true);
+    CU_ASSERT_TRUE(t.level[line]);
+    CU_ASSERT_EQUAL(t.msi_count, 0);
+    board_out(&t, 0xcf8, 4, 0x80000044u | 5u << 11);
+    board_out(&t, 0xcfc, 4, 0xfee02007);
+    board_out(&t, 0xcf8, 4, 0x8000004cu | 5u << 11);
+    board_out(&t, 0xcfc, 4, 0x12344061);
+    CU_ASSERT_EQUAL(cr(5, 0x44, 4), 0xfee02004);
+    board_out(&t, 0xcf8, 4, 0x80000004u | 5u << 11);
+    board_out(&t, 0xcfc, 2, 4); /* bus master */
+    board_out(&t, 0xcf8, 4, 0x80000040u | 5u << 11);
+    board_out(&t, 0xcfe, 2, 1);
+    CU_ASSERT_TRUE(fvm_pci_msi_enabled(&m));
+    CU_ASSERT_FALSE(t.level[line]); /* never both */
+    fvm_pci_interrupt_set(&m, true);
+    CU_ASSERT_EQUAL(t.msi_count, 0); /* no new edge */
+    fvm_pci_interrupt_set(&m, false);
+    fvm_pci_interrupt_set(&m, true);
+    CU_ASSERT_EQUAL(t.msi_count, 1);
+    CU_ASSERT(t.msi_addr == 0xfee02004 && t.msi_data == 0x4061);
+    fvm_pci_function_fini(&m);
+    down();
+}
+
+static void test_functions(void)
+{
+    static const struct fvm_pci_id second_id = {
+        .slot = 3, .function = 5, .vendor = 7, .device = 8, .class_code = 0x010180, .interrupt_pin = 2};
+    struct fvm_pci_function second = {0};
+
+    up();
+    CU_ASSERT_EQUAL(cr(3, 0x0e, 1), 0);
+    CU_ASSERT_EQUAL_FATAL(fvm_pci_function_init(&second, fvm_pci_host_of(bridge), &second_id, NULL, NULL), 0);
+    fvm_pci_function_reset(&second);
+    CU_ASSERT_EQUAL(cr(3, 0x0e, 1), 0x80);
+    fvm_pci_function_reset(&fn);
+    CU_ASSERT_EQUAL(cr(3, 0x0e, 1), 0x80);
+    board_out(&t, 0xcf8, 4, 0x80000500u | 3u << 11);
+    CU_ASSERT_EQUAL(board_in(&t, 0xcfc, 4), 0x00080007);
+    board_out(&t, 0xcf8, 4, 0x80000100u | 3u << 11);
+    CU_ASSERT_EQUAL(board_in(&t, 0xcfc, 4), 0xffffffff);
+    fvm_pci_function_fini(&second);
+    down();
+}
+
+static void test_links(void)
+{
+    unsigned line = fvm_pci_irq(3, 1), link = (3 + 1 - 2) % 4;
+
+    up();
+    fvm_pci_intx_set(&fn, true);
+    CU_ASSERT_TRUE(t.level[line]);
+    fvm_pci_host_route(fvm_pci_host_of(bridge), link, 5);
+    CU_ASSERT_FALSE(t.level[line]);
+    CU_ASSERT_TRUE(t.level[5]);
+    fvm_pci_host_route(fvm_pci_host_of(bridge), link, FVM_IRQ_LINES); /* off */
+    CU_ASSERT_FALSE(t.level[5]);
+    fvm_pci_intx_set(&fn, false);
+    fvm_pci_intx_set(&fn, true);
+    bridge->ops->reset(bridge);
+    CU_ASSERT_TRUE(t.level[line]);
+    fvm_pci_intx_set(&fn, false);
+    CU_ASSERT_FALSE(t.level[line]);
+    down();
+}
+
 static void test_assign(void)
 {
     up();
@@ -280,6 +357,9 @@ int main(void)
         {"capabilities", test_capabilities},
         {"INTx", test_intx},
         {"MSI-X", test_msix},
+        {"MSI", test_msi},
+        {"functions of one slot", test_functions},
+        {"interrupt links", test_links},
         {"assignment", test_assign},
         {"function state", test_function_state},
         {"bridge state", test_bridge_state},

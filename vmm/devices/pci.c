@@ -1,5 +1,5 @@
 /*
- * pci.c - PCI functions (PCI Local Bus 3.0): configuration space, base address registers, capabilities, INTx, MSI-X.
+ * pci.c - PCI functions (PCI Local Bus 3.0): configuration space, base address registers, capabilities, INTx, MSI, MSI-X.
  *
  * Configuration space is bytes plus a mask of what the guest may write. The bus claims follow it: after every write
  * (and after reset and restore) remap() compares each BAR with what is claimed and moves the claim.
@@ -15,6 +15,7 @@
 #include "vmm/devices/pci_impl.h"
 
 enum { MSIX_CAP_ID = 0x11, MSIX_CONTROL = 2, MSIX_ENABLE = 0x8000, MSIX_FUNCTION_MASK = 0x4000 };
+enum { MSI_CAP_ID = 0x05, MSI_CONTROL = 2, MSI_ADDRESS = 4, MSI_DATA = 12, MSI_ENABLE = 1, MSI_64BIT = 0x80 };
 enum { MSIX_PBA_OFFSET = 0x800, MSIX_BAR_BYTES = 0x1000, MSIX_ENTRY_MASKED = 1 };
 
 /* ---- BARs ---- */
@@ -140,13 +141,17 @@ void fvm_pci_config_writable(struct fvm_pci_function *fn, unsigned offset, unsig
 
 static void drive_intx(struct fvm_pci_function *fn)
 {
-    bool off = pci_get16(fn->config, PCI_COMMAND) & PCI_COMMAND_INTX_OFF;
+    bool off = pci_get16(fn->config, PCI_COMMAND) & PCI_COMMAND_INTX_OFF, level;
 
-    if (!fn->intx)
+    if (!fn->id.interrupt_pin)
         return;
+    level = fn->intx_level && !off && !fvm_pci_msi_enabled(fn);
     fn->config[PCI_STATUS] =
         (uint8_t)((fn->config[PCI_STATUS] & ~PCI_STATUS_INTX) | (fn->intx_level ? PCI_STATUS_INTX : 0));
-    fvm_irq_source_set(fn->intx, fn->intx_level && !off);
+    if (fn->intx_driven == level)
+        return;
+    fn->intx_driven = level;
+    fvm_pci_link_drive(fn->host, fn->id.slot, fn->id.interrupt_pin, level);
 }
 
 void fvm_pci_intx_set(struct fvm_pci_function *fn, bool level)
@@ -155,6 +160,37 @@ void fvm_pci_intx_set(struct fvm_pci_function *fn, bool level)
         return;
     fn->intx_level = level;
     drive_intx(fn);
+}
+
+/* ---- MSI ---- */
+
+void fvm_pci_msi_add(struct fvm_pci_function *fn)
+{
+    static const uint8_t body[12] = {MSI_64BIT};
+
+    fvm_assert(!fn->msi_cap);
+    fn->msi_cap = fvm_pci_cap_add(fn, MSI_CAP_ID, body, sizeof(body));
+    fvm_pci_config_writable(fn, fn->msi_cap + MSI_CONTROL, 1, MSI_ENABLE);
+    fvm_pci_config_writable(fn, fn->msi_cap + MSI_ADDRESS, 1, 0xfc);
+    fvm_pci_config_writable(fn, fn->msi_cap + MSI_ADDRESS + 1, 7, 0xff);
+    fvm_pci_config_writable(fn, fn->msi_cap + MSI_DATA, 2, 0xff);
+}
+
+bool fvm_pci_msi_enabled(const struct fvm_pci_function *fn)
+{
+    return fn->msi_cap && (fn->config[fn->msi_cap + MSI_CONTROL] & MSI_ENABLE);
+}
+
+void fvm_pci_interrupt_set(struct fvm_pci_function *fn, bool level)
+{
+    const uint8_t *cap = &fn->config[fn->msi_cap];
+    bool rise = level && !fn->intx_level;
+
+    fvm_pci_intx_set(fn, level);
+    if (rise && fvm_pci_msi_enabled(fn) && fvm_pci_bus_master(fn))
+        fvm_irq_msi(fn->host->dev.board->irq,
+                    pci_get32(cap, MSI_ADDRESS) | (uint64_t)pci_get32(cap, MSI_ADDRESS + 4) << 32,
+                    pci_get16(cap, MSI_DATA));
 }
 
 /* ---- MSI-X ---- */
@@ -321,16 +357,14 @@ bool fvm_pci_bus_master(const struct fvm_pci_function *fn)
 int fvm_pci_function_init(struct fvm_pci_function *fn, struct fvm_pci_host *host, const struct fvm_pci_id *id,
                           const struct fvm_pci_function_ops *ops, void *ctx)
 {
-    fvm_assert(id->slot < FVM_PCI_SLOTS && id->interrupt_pin <= 4);
-    memset(fn, 0, sizeof(*fn));
-    if (host->slot[id->slot])
-        return FVM_EEXIST;
-    if (id->interrupt_pin) {
-        int r = fvm_irq_source_create(host->dev.board->irq, fvm_pci_irq(id->slot, id->interrupt_pin), &fn->intx);
+    struct fvm_pci_function *first;
 
-        if (r)
-            return r;
-    }
+    fvm_assert(id->slot < FVM_PCI_SLOTS && id->function < FVM_PCI_FUNCTIONS && id->interrupt_pin <= 4);
+    memset(fn, 0, sizeof(*fn));
+    first = host->at[id->slot][0];
+    if (host->at[id->slot][id->function])
+        return FVM_EEXIST;
+    fvm_assert(id->function == 0 || first);
     fn->host = host;
     fn->id = *id;
     fn->ops = ops;
@@ -346,7 +380,11 @@ int fvm_pci_function_init(struct fvm_pci_function *fn, struct fvm_pci_host *host
     fn->config[PCI_INTERRUPT_PIN] = id->interrupt_pin;
     pci_put16(fn->writable, PCI_COMMAND, PCI_COMMAND_MASTER | (id->interrupt_pin ? PCI_COMMAND_INTX_OFF : 0));
     fn->writable[PCI_INTERRUPT_LINE] = 0xff;
-    host->slot[id->slot] = fn;
+    host->at[id->slot][id->function] = fn;
+    if (id->function > 0) { /* configuration software looks behind function 0 only when this bit says so */
+        first->config[PCI_HEADER_TYPE] |= PCI_HEADER_MULTI;
+        first->initial[PCI_HEADER_TYPE] |= PCI_HEADER_MULTI;
+    }
     return 0;
 }
 
@@ -356,9 +394,9 @@ void fvm_pci_function_fini(struct fvm_pci_function *fn)
         return;
     for (unsigned i = 0; i < FVM_PCI_BARS; i++)
         unmap(fn, &fn->bar[i]);
-    fn->host->slot[fn->id.slot] = NULL;
-    if (fn->intx)
-        fvm_irq_source_destroy(&fn->intx);
+    fn->host->at[fn->id.slot][fn->id.function] = NULL;
+    if (fn->intx_driven)
+        fvm_pci_link_drive(fn->host, fn->id.slot, fn->id.interrupt_pin, false);
     fn->host = NULL;
 }
 
@@ -435,7 +473,7 @@ int fvm_pci_function_check(const struct fvm_pci_function *fn, const Fvm__PciFunc
         wrong = "number of MSI-X vectors differs";
     else if (state->n_msix_pending && (state->msix_pending[state->n_msix_pending - 1] & beyond))
         wrong = "pending MSI-X vectors that do not exist";
-    else if (state->intx && !fn->intx)
+    else if (state->intx && !fn->id.interrupt_pin)
         wrong = "interrupt from a function without a pin";
     for (unsigned i = 0; !wrong && i < fn->msix_count; i++)
         if ((state->msix[i]->addr & 3) || (state->msix[i]->control & ~(uint32_t)MSIX_ENTRY_MASKED))
@@ -448,7 +486,8 @@ int fvm_pci_function_check(const struct fvm_pci_function *fn, const Fvm__PciFunc
     }
     if (!wrong)
         return 0;
-    return fvm_err_set(err, FVM_EBADIMAGE, 0, "devices", "PCI slot %u: saved state refused: %s", fn->id.slot, wrong);
+    return fvm_err_set(err, FVM_EBADIMAGE, 0, "devices", "PCI slot %u.%u: saved state refused: %s", fn->id.slot,
+                       fn->id.function, wrong);
 }
 
 void fvm_pci_function_restore(struct fvm_pci_function *fn, const Fvm__PciFunctionState *state)

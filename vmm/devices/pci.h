@@ -15,6 +15,12 @@
  *     else
  *         fvm_pci_intx_set(&dev->pci, true);
  *
+ * A chip with one interrupt condition and MSI (fvm_pci_msi_add) calls fvm_pci_interrupt_set with its level: that is INTx, or
+ * one message at each rising edge once the guest has turned MSI on.
+ *
+ * INTx pins are wired as on the PIIX3 boards: pin p (1..4) of slot s is link (s + p - 2) % 4, and the links go to lines 10,
+ * 10, 11, 11 until somebody (piix3.c) says otherwise by fvm_pci_host_route.
+ *
  * The host bridge assigns BARs at reset as a BIOS would (fvm_pci_host_assign); the guest may move them later.
  */
 #ifndef FVM_VMM_DEVICES_PCI_H
@@ -23,7 +29,8 @@
 #include "proto/device_state.pb-c.h"
 #include "vmm/devices/device.h"
 
-enum { FVM_PCI_SLOTS = 32, FVM_PCI_BARS = 6, FVM_PCI_CONFIG_BYTES = 256, FVM_PCI_MSIX_MAX = 128 };
+enum { FVM_PCI_SLOTS = 32, FVM_PCI_BARS = 6, FVM_PCI_FUNCTIONS = 8, FVM_PCI_CONFIG_BYTES = 256, FVM_PCI_MSIX_MAX = 128,
+       FVM_PCI_LINKS = 4 };
 
 /* Where the windows of the root bridge are: the host bridge, ACPI's _CRS and e820 must agree. */
 #define FVM_PCI_MMIO32_BASE 0xc0000000ull
@@ -42,7 +49,8 @@ enum fvm_pci_bar_kind {
 struct fvm_pci_host;
 
 struct fvm_pci_id {
-    uint8_t slot;            /* 1..31 on bus 0, function 0 */
+    uint8_t slot;            /* 1..31 on bus 0 */
+    uint8_t function;        /* 0..7; a slot that has any has function 0 */
     uint16_t vendor, device;
     uint16_t subsystem_vendor, subsystem;
     uint8_t revision;
@@ -86,8 +94,9 @@ struct fvm_pci_function { /* embedded in the chip; fields are pci.c's, but confi
     uint8_t w1c[FVM_PCI_CONFIG_BYTES];      /* bits cleared by writing one */
     struct fvm_pci_bar bar[FVM_PCI_BARS];
     unsigned cap_next, cap_last; /* offsets: free space, last capability */
-    struct fvm_irq_source *intx;
     bool intx_level;             /* as the chip wants it, before INTX_DISABLE */
+    bool intx_driven;            /* as the link sees it */
+    unsigned msi_cap;            /* config offset, 0: none */
     bool initial_taken;
     unsigned msix_cap;           /* config offset, 0: none */
     unsigned msix_count;
@@ -95,7 +104,7 @@ struct fvm_pci_function { /* embedded in the chip; fields are pci.c's, but confi
     uint32_t msix_pending[FVM_PCI_MSIX_MAX / 32];
 };
 
-/** Put a function on the bus. FVM_EEXIST: slot taken. `ops` may be NULL. */
+/** Put a function on the bus. FVM_EEXIST: place taken. `ops` may be NULL. */
 int fvm_pci_function_init(struct fvm_pci_function *fn, struct fvm_pci_host *host, const struct fvm_pci_id *id,
                           const struct fvm_pci_function_ops *ops, void *ctx);
 /** Unmap BARs, leave the bus. Safe on a zeroed struct. */
@@ -118,6 +127,11 @@ void fvm_pci_msix_add(struct fvm_pci_function *fn, unsigned bar_index, unsigned 
 bool fvm_pci_msix_enabled(const struct fvm_pci_function *fn);
 /** Send vector's message, or remember it pending while masked. Out of range or MSI-X disabled: nothing. */
 void fvm_pci_msix_notify(struct fvm_pci_function *fn, unsigned vector);
+/** MSI, one vector, 64-bit address, without mask bits. */
+void fvm_pci_msi_add(struct fvm_pci_function *fn);
+bool fvm_pci_msi_enabled(const struct fvm_pci_function *fn);
+/** The chip's one interrupt condition: INTx, or a message for each rise while MSI is enabled. */
+void fvm_pci_interrupt_set(struct fvm_pci_function *fn, bool level);
 /** The chip's INTx output. Drives the shared line unless the command register disables it. */
 void fvm_pci_intx_set(struct fvm_pci_function *fn, bool level);
 /** Command register, bus master enable: DMA is allowed. */
@@ -143,7 +157,9 @@ struct fvm_pci_host *fvm_pci_host_of(struct fvm_device *dev);
 void fvm_pci_host_set_cf9(struct fvm_pci_host *host, const struct fvm_bus_ops *ops, void *ctx);
 /** What a BIOS does: give every BAR an address, enable decoding, write interrupt lines. After all chips were reset. */
 void fvm_pci_host_assign(struct fvm_pci_host *host);
-/** ISA IRQ (= GSI) that INTx pin (1..4) of a slot is wired to: 10 or 11, level triggered. ACPI's _PRT says the same. */
+/** Link 0..3 (PIRQA..PIRQD) to an interrupt line, or to none (line >= FVM_IRQ_LINES). Reset of the bridge goes back. */
+void fvm_pci_host_route(struct fvm_pci_host *host, unsigned link, unsigned line);
+/** ISA IRQ (= GSI) that INTx pin (1..4) of a slot is wired to at reset: 10 or 11, level. ACPI's _PRT says the same. */
 unsigned fvm_pci_irq(unsigned slot, unsigned pin);
 /** First byte of the 64-bit window: above RAM, 1 GiB aligned. */
 uint64_t fvm_pci_mmio64_base(const struct fvm_ram *ram);

@@ -2,7 +2,7 @@
  * pci_host.c - the host bridge (i440FX-like, 82441FX without its memory and cache controls): bus 0 and configuration
  * mechanism #1.
  *
- * CF8 holds bus/device/function/register, CFC the data window. One bus, one function per slot. The bridge also does
+ * CF8 holds bus/device/function/register, CFC the data window. One bus, slots of up to eight functions. The bridge also does
  * the part of a firmware that every guest needs: BAR addresses and interrupt lines.
  */
 #include <stdlib.h>
@@ -15,9 +15,34 @@ enum { PORT_ADDRESS = 0xcf8, PORT_DATA = 0xcfc };
 #define ADDRESS_ENABLE 0x80000000u
 #define ADDRESS_BITS 0x80fffffcu
 
+static const unsigned link_line[FVM_PCI_LINKS] = {10, 10, 11, 11}; /* as SeaBIOS routes them */
+
+static unsigned link_of(unsigned slot, unsigned pin)
+{
+    return (slot + pin + 2) % FVM_PCI_LINKS;
+}
+
 unsigned fvm_pci_irq(unsigned slot, unsigned pin)
 {
-    return (slot + pin) & 1 ? 11 : 10;
+    return link_line[link_of(slot, pin)];
+}
+
+void fvm_pci_link_drive(struct fvm_pci_host *host, unsigned slot, unsigned pin, bool level)
+{
+    unsigned link = link_of(slot, pin);
+
+    fvm_assert(level || host->link[link].high > 0);
+    host->link[link].high = level ? host->link[link].high + 1 : host->link[link].high - 1;
+    if (host->link[link].source)
+        fvm_irq_source_set(host->link[link].source, host->link[link].high > 0);
+}
+
+void fvm_pci_host_route(struct fvm_pci_host *host, unsigned link, unsigned line)
+{
+    fvm_assert(link < FVM_PCI_LINKS);
+    fvm_irq_source_destroy(&host->link[link].source);
+    if (line < FVM_IRQ_LINES && fvm_irq_source_create(host->dev.board->irq, line, &host->link[link].source) == 0)
+        fvm_irq_source_set(host->link[link].source, host->link[link].high > 0);
 }
 
 uint64_t fvm_pci_mmio64_base(const struct fvm_ram *ram)
@@ -41,9 +66,9 @@ static struct fvm_pci_function *addressed(struct fvm_pci_host *h)
 {
     uint32_t a = h->config_address;
 
-    if (!(a & ADDRESS_ENABLE) || ((a >> 16) & 0xff) != 0 || ((a >> 8) & 7) != 0)
+    if (!(a & ADDRESS_ENABLE) || ((a >> 16) & 0xff) != 0)
         return NULL;
-    return h->slot[(a >> 11) & 31];
+    return h->at[(a >> 11) & 31][(a >> 8) & 7];
 }
 
 static uint64_t address_read(void *ctx, uint64_t offset, unsigned size)
@@ -115,9 +140,9 @@ void fvm_pci_host_assign(struct fvm_pci_host *host)
     uint64_t mmio = FVM_PCI_MMIO32_BASE + 0x3e000000; /* fe000000: high in the window, small BARs only */
     uint64_t io = FVM_PCI_IO_BASE;
 
-    for (unsigned slot = 1; slot < FVM_PCI_SLOTS; slot++)
-        if (host->slot[slot])
-            assign_function(host->slot[slot], &mmio, &io);
+    for (unsigned i = FVM_PCI_FUNCTIONS; i < FVM_PCI_SLOTS * FVM_PCI_FUNCTIONS; i++)
+        if (host->at[i / FVM_PCI_FUNCTIONS][i % FVM_PCI_FUNCTIONS])
+            assign_function(host->at[i / FVM_PCI_FUNCTIONS][i % FVM_PCI_FUNCTIONS], &mmio, &io);
 }
 
 /* ---- lifecycle ---- */
@@ -128,6 +153,8 @@ static void pci_host_reset(struct fvm_device *dev)
 
     h->config_address = 0;
     fvm_pci_function_reset(&h->self);
+    for (unsigned i = 0; i < FVM_PCI_LINKS; i++)
+        fvm_pci_host_route(h, i, link_line[i]);
 }
 
 static void pci_host_destroy(struct fvm_device *dev)
@@ -137,6 +164,8 @@ static void pci_host_destroy(struct fvm_device *dev)
     fvm_bus_release(dev->board->bus, h->claim_id[0]);
     fvm_bus_release(dev->board->bus, h->claim_id[1]);
     fvm_pci_function_fini(&h->self);
+    for (unsigned i = 0; i < FVM_PCI_LINKS; i++)
+        fvm_irq_source_destroy(&h->link[i].source);
     free(h);
 }
 

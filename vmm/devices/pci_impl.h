@@ -12,18 +12,24 @@ enum {
     PCI_INTERRUPT_LINE = 0x3c, PCI_INTERRUPT_PIN = 0x3d, PCI_FIRST_FREE = 0x40,
 };
 enum { PCI_COMMAND_IO = 1, PCI_COMMAND_MEMORY = 2, PCI_COMMAND_MASTER = 4, PCI_COMMAND_INTX_OFF = 0x400 };
-enum { PCI_STATUS_INTX = 0x08, PCI_STATUS_CAPABILITIES = 0x10 };
+enum { PCI_HEADER_MULTI = 0x80, PCI_STATUS_INTX = 0x08, PCI_STATUS_CAPABILITIES = 0x10 };
 
 struct fvm_pci_host {
     struct fvm_device dev;
     struct fvm_pci_function self; /* slot 0 */
-    struct fvm_pci_function *slot[FVM_PCI_SLOTS];
+    struct fvm_pci_function *at[FVM_PCI_SLOTS][FVM_PCI_FUNCTIONS];
+    struct {
+        struct fvm_irq_source *source; /* NULL: routed nowhere */
+        unsigned high;                 /* functions that drive it */
+    } link[FVM_PCI_LINKS];
     uint32_t config_address;
     const struct fvm_bus_ops *cf9_ops;
     void *cf9_ctx;
     int claim_id[2];
 };
 
+/** One function's pin changed. */
+void fvm_pci_link_drive(struct fvm_pci_host *host, unsigned slot, unsigned pin, bool level);
 uint32_t fvm_pci_config_read(struct fvm_pci_function *fn, unsigned offset, unsigned size);
 void fvm_pci_config_write(struct fvm_pci_function *fn, unsigned offset, unsigned size, uint32_t value);
 

@@ -70,7 +70,7 @@ static uint32_t place(struct tables *t, const void *bytes, size_t len)
 /* As fvm_pci_irq in vmm/devices/pci_host.c: pin 1..4. */
 static unsigned pci_irq(unsigned slot, unsigned pin)
 {
-    return (slot + pin) & 1 ? 11 : 10;
+    return (slot + pin + 2) % 4 < 2 ? 10 : 11;
 }
 
 static void dsdt_routing(struct fvm_aml *a)
