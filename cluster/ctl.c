@@ -9,7 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
-static int find_operator(struct ctl *ctl, struct fvm_err *err)
+static int find_operator(struct fvm_ctl *ctl, struct fvm_err *err)
 {
     const struct fvm_dir_member *me = NULL;
     char path[4400];
@@ -34,7 +34,7 @@ static int find_operator(struct ctl *ctl, struct fvm_err *err)
     return fvm_dir_keys(&ctl->dir, me, &ctl->keys, err);
 }
 
-int ctl_open(struct ctl *ctl, struct fvm_err *err)
+int fvm_ctl_open(struct fvm_ctl *ctl, struct fvm_err *err)
 {
     int rc = fvm_dir_load(ctl->dir_path, &ctl->dir, err);
     if (!rc)
@@ -42,7 +42,7 @@ int ctl_open(struct ctl *ctl, struct fvm_err *err)
     return rc ? rc : fvm_port_ctx_create(1, &ctl->ctx, err);
 }
 
-void ctl_close(struct ctl *ctl)
+void fvm_ctl_close(struct fvm_ctl *ctl)
 {
     if (ctl->ctx)
         fvm_port_ctx_destroy(&ctl->ctx);
@@ -50,25 +50,25 @@ void ctl_close(struct ctl *ctl)
     explicit_bzero(&ctl->keys, sizeof(ctl->keys));
 }
 
-int ctl_connect(struct ctl *ctl, const char *node, struct fvm_rpc_client **ret_client, struct fvm_err *err)
+int fvm_ctl_connect(struct fvm_ctl *ctl, const char *node, struct fvm_rpc_client **ret_client, struct fvm_err *err)
 {
     const struct fvm_dir_member *m = fvm_dir_find(&ctl->dir, FVM_DIR_NODE, node);
     if (!m)
         return fvm_err_set(err, FVM_ENOENT, 0, "cluster", "no node \"%.80s\" in this cluster", node);
-    return fvm_rpc_open(ctl->ctx, m->name, m->address, m->public_key, &ctl->keys, CTL_CONNECT_MS, ret_client, err);
+    return fvm_rpc_open(ctl->ctx, m->name, m->address, m->public_key, &ctl->keys, FVM_CTL_CONNECT_MS, ret_client, err);
 }
 
-int ctl_connect_any(struct ctl *ctl, struct fvm_rpc_client **ret_client, struct fvm_err *err)
+int fvm_ctl_connect_any(struct fvm_ctl *ctl, struct fvm_rpc_client **ret_client, struct fvm_err *err)
 {
     unsigned nodes = 0;
     int rc = FVM_ENOENT;
     if (ctl->opt.node)
-        return ctl_connect(ctl, ctl->opt.node, ret_client, err);
+        return fvm_ctl_connect(ctl, ctl->opt.node, ret_client, err);
     for (size_t i = 0; i < ctl->dir.member_count; i++) {
         if (ctl->dir.members[i].kind != FVM_DIR_NODE)
             continue;
         nodes++;
-        rc = ctl_connect(ctl, ctl->dir.members[i].name, ret_client, err);
+        rc = fvm_ctl_connect(ctl, ctl->dir.members[i].name, ret_client, err);
         if (!rc || rc == FVM_EVERSION)
             return rc;
     }
@@ -80,12 +80,12 @@ int ctl_connect_any(struct ctl *ctl, struct fvm_rpc_client **ret_client, struct 
     return rc;
 }
 
-int ctl_call(struct ctl *ctl, Fvm__Request *request, int timeout_ms, Fvm__Reply **ret_reply,
-             struct fvm_rpc_client **ret_client, struct fvm_err *err)
+int fvm_ctl_call(struct fvm_ctl *ctl, Fvm__Request *request, int timeout_ms, Fvm__Reply **ret_reply,
+                 struct fvm_rpc_client **ret_client, struct fvm_err *err)
 {
     struct fvm_rpc_client *client = NULL;
     Fvm__Reply *reply = NULL;
-    int rc = ctl_connect_any(ctl, &client, err);
+    int rc = fvm_ctl_connect_any(ctl, &client, err);
     for (int hops = 0; !rc && hops < 4; hops++) {
         rc = fvm_rpc_call(client, request, timeout_ms, &reply, err);
         if (!rc || !reply)
@@ -95,7 +95,7 @@ int ctl_call(struct ctl *ctl, Fvm__Request *request, int timeout_ms, Fvm__Reply 
         fvm__reply__free_unpacked(reply, NULL);
         reply = NULL;
         fvm_rpc_close(&client);
-        rc = ctl_connect(ctl, owner, &client, err);
+        rc = fvm_ctl_connect(ctl, owner, &client, err);
         if (rc == FVM_ETIMEOUT)
             fvm_err_set(err, rc, 0, "cluster", "node %s owns it and does not answer", owner);
     }
@@ -110,7 +110,7 @@ int ctl_call(struct ctl *ctl, Fvm__Request *request, int timeout_ms, Fvm__Reply 
     return rc;
 }
 
-int ctl_connect_owner(struct ctl *ctl, const char *vm, struct fvm_rpc_client **ret_client, struct fvm_err *err)
+int fvm_ctl_connect_owner(struct fvm_ctl *ctl, const char *vm, struct fvm_rpc_client **ret_client, struct fvm_err *err)
 {
     Fvm__Request request = FVM__REQUEST__INIT;
     Fvm__VmName name = FVM__VM_NAME__INIT;
@@ -119,13 +119,13 @@ int ctl_connect_owner(struct ctl *ctl, const char *vm, struct fvm_rpc_client **r
     name.name = (char *)(uintptr_t)vm;
     request.what_case = FVM__REQUEST__WHAT_VM_SHOW;
     request.vm_show = &name;
-    int rc = ctl_call(ctl, &request, CTL_ANSWER_MS, &reply, &client, err);
+    int rc = fvm_ctl_call(ctl, &request, FVM_CTL_ANSWER_MS, &reply, &client, err);
     if (rc)
         return rc;
     const char *owner = reply->n_vms == 1 && reply->vms[0]->record ? reply->vms[0]->record->owner : "";
     if (strcmp(owner, fvm_rpc_peer(client)) != 0) {
         fvm_rpc_close(&client);
-        rc = ctl_connect(ctl, owner, &client, err);
+        rc = fvm_ctl_connect(ctl, owner, &client, err);
         if (rc == FVM_ETIMEOUT)
             fvm_err_set(err, rc, 0, "cluster", "node %s owns VM %s and does not answer", owner, vm);
     }
@@ -135,7 +135,7 @@ int ctl_connect_owner(struct ctl *ctl, const char *vm, struct fvm_rpc_client **r
     return rc;
 }
 
-void ctl_print_json(json_t *value)
+void fvm_ctl_print_json(json_t *value)
 {
     json_dumpf(value, stdout, JSON_INDENT(isatty(STDOUT_FILENO) ? 2 : 0) | JSON_SORT_KEYS);
     putchar('\n');
@@ -143,20 +143,20 @@ void ctl_print_json(json_t *value)
     json_decref(value);
 }
 
-void ctl_say(const struct ctl *ctl, const char *text)
+void fvm_ctl_say(const struct fvm_ctl *ctl, const char *text)
 {
     if (ctl->opt.json)
-        ctl_print_json(json_pack("{s:b, s:s}", "ok", 1, "text", text));
+        fvm_ctl_print_json(json_pack("{s:b, s:s}", "ok", 1, "text", text));
     else
         puts(text);
     fflush(stdout);
 }
 
-int ctl_complain(const struct ctl *ctl, const struct fvm_err *err)
+int fvm_ctl_complain(const struct fvm_ctl *ctl, const struct fvm_err *err)
 {
     const char *text = err->text[0] ? err->text : fvm_err_text(err->code);
     if (ctl->opt.json)
-        ctl_print_json(
+        fvm_ctl_print_json(
             json_pack("{s:b, s:{s:s, s:s}}", "ok", 0, "error", "code", fvm_err_name(err->code), "text", text));
     fprintf(stderr, "fvm-cluster: %s\n", text);
     return fvm_err_exit_status(err->code);

@@ -23,10 +23,10 @@
 #include "cluster/rpc.h"
 #include "proto/cluster.pb-c.h"
 
-enum { CTL_WORDS_MAX = 4, CTL_ANSWER_MS = 15000, CTL_CONNECT_MS = 2500 };
+enum { FVM_CTL_WORDS_MAX = 4, FVM_CTL_ANSWER_MS = 15000, FVM_CTL_CONNECT_MS = 2500 };
 
-struct ctl_options {
-    const char *words[CTL_WORDS_MAX]; /* "vm" "migrate" "web" "b" */
+struct fvm_ctl_options {
+    const char *words[FVM_CTL_WORDS_MAX]; /* "vm" "migrate" "web" "b" */
     unsigned word_count;
     const char *dir, *as, *node, *address;
     bool json, history, dry_run, follow;
@@ -36,8 +36,8 @@ struct ctl_options {
     Fvm__VmConfig *config; /* vm create */
 };
 
-struct ctl {
-    struct ctl_options opt;
+struct fvm_ctl {
+    struct fvm_ctl_options opt;
     char dir_path[4096];
     struct fvm_dir dir;
     struct fvm_port_keys keys;
@@ -46,53 +46,53 @@ struct ctl {
 
 /* ctl_args.c */
 /** Argument errors end the process, as argp does. */
-void ctl_args_parse(int argc, char **argv, struct ctl_options *ret);
-void ctl_args_free(struct ctl_options *options);
+void fvm_ctl_args_parse(int argc, char **argv, struct fvm_ctl_options *ret);
+void fvm_ctl_args_free(struct fvm_ctl_options *options);
 
 /* ctl.c */
 /** Reads the cluster directory and the operator's key. */
-int ctl_open(struct ctl *ctl, struct fvm_err *err);
-void ctl_close(struct ctl *ctl);
-int ctl_connect(struct ctl *ctl, const char *node, struct fvm_rpc_client **ret_client, struct fvm_err *err);
+int fvm_ctl_open(struct fvm_ctl *ctl, struct fvm_err *err);
+void fvm_ctl_close(struct fvm_ctl *ctl);
+int fvm_ctl_connect(struct fvm_ctl *ctl, const char *node, struct fvm_rpc_client **ret_client, struct fvm_err *err);
 /** --node if given, else the first node that answers. */
-int ctl_connect_any(struct ctl *ctl, struct fvm_rpc_client **ret_client, struct fvm_err *err);
+int fvm_ctl_connect_any(struct fvm_ctl *ctl, struct fvm_rpc_client **ret_client, struct fvm_err *err);
 /** Asks any node, follows a redirect to the owner. *ret_client (may be NULL): the connection that answered. */
-int ctl_call(struct ctl *ctl, Fvm__Request *request, int timeout_ms, Fvm__Reply **ret_reply,
-             struct fvm_rpc_client **ret_client, struct fvm_err *err);
+int fvm_ctl_call(struct fvm_ctl *ctl, Fvm__Request *request, int timeout_ms, Fvm__Reply **ret_reply,
+                 struct fvm_rpc_client **ret_client, struct fvm_err *err);
 /** Connects to the node that owns a VM. */
-int ctl_connect_owner(struct ctl *ctl, const char *vm, struct fvm_rpc_client **ret_client, struct fvm_err *err);
+int fvm_ctl_connect_owner(struct fvm_ctl *ctl, const char *vm, struct fvm_rpc_client **ret_client, struct fvm_err *err);
 /** "VM web created": as a line, or {"ok":true,"text":...}. */
-void ctl_say(const struct ctl *ctl, const char *text);
-void ctl_print_json(json_t *value); /* reference stolen */
+void fvm_ctl_say(const struct fvm_ctl *ctl, const char *text);
+void fvm_ctl_print_json(json_t *value); /* reference stolen */
 /** Complains; returns the exit status. */
-int ctl_complain(const struct ctl *ctl, const struct fvm_err *err);
+int fvm_ctl_complain(const struct fvm_ctl *ctl, const struct fvm_err *err);
 
 /* ctl_text.c */
-const char *ctl_bytes(uint64_t bytes, char buf[24]);  /* "312 MiB" */
-const char *ctl_time(uint64_t wall_ns, char buf[32]); /* "2026-01-31 12:00:07" */
-const char *ctl_ms(uint64_t ns, char buf[24]);        /* "35.2 ms", "12.1 s" */
-json_t *ctl_node_json(const Fvm__NodeInfo *node);
-json_t *ctl_vm_json(const Fvm__VmInfo *vm);
-json_t *ctl_config_json(const Fvm__VmConfig *config);
-json_t *ctl_progress_json(const Fvm__MigrateProgress *progress);
+const char *fvm_ctl_bytes(uint64_t bytes, char buf[24]);  /* "312 MiB" */
+const char *fvm_ctl_time(uint64_t wall_ns, char buf[32]); /* "2026-01-31 12:00:07" */
+const char *fvm_ctl_ms(uint64_t ns, char buf[24]);        /* "35.2 ms", "12.1 s" */
+json_t *fvm_ctl_node_json(const Fvm__NodeInfo *node);
+json_t *fvm_ctl_vm_json(const Fvm__VmInfo *vm);
+json_t *fvm_ctl_config_json(const Fvm__VmConfig *config);
+json_t *fvm_ctl_progress_json(const Fvm__MigrateProgress *progress);
 
 /* commands: 0 or a negative code with err filled */
-int ctl_cluster_init(struct ctl *ctl, struct fvm_err *err);
-int ctl_node_add(struct ctl *ctl, struct fvm_err *err);
-int ctl_node_remove(struct ctl *ctl, struct fvm_err *err);
-int ctl_node_list(struct ctl *ctl, struct fvm_err *err);
-int ctl_operator_add(struct ctl *ctl, struct fvm_err *err);
-int ctl_operator_remove(struct ctl *ctl, struct fvm_err *err);
-int ctl_vm_create(struct ctl *ctl, struct fvm_err *err);
-int ctl_vm_start(struct ctl *ctl, struct fvm_err *err);
-int ctl_vm_stop(struct ctl *ctl, struct fvm_err *err);
-int ctl_vm_kill(struct ctl *ctl, struct fvm_err *err);
-int ctl_vm_delete(struct ctl *ctl, struct fvm_err *err);
-int ctl_vm_pause(struct ctl *ctl, struct fvm_err *err);
-int ctl_vm_resume(struct ctl *ctl, struct fvm_err *err);
-int ctl_vm_list(struct ctl *ctl, struct fvm_err *err);
-int ctl_vm_show(struct ctl *ctl, struct fvm_err *err);
-int ctl_vm_console(struct ctl *ctl, struct fvm_err *err);
-int ctl_vm_migrate(struct ctl *ctl, struct fvm_err *err);
+int fvm_ctl_cluster_init(struct fvm_ctl *ctl, struct fvm_err *err);
+int fvm_ctl_node_add(struct fvm_ctl *ctl, struct fvm_err *err);
+int fvm_ctl_node_remove(struct fvm_ctl *ctl, struct fvm_err *err);
+int fvm_ctl_node_list(struct fvm_ctl *ctl, struct fvm_err *err);
+int fvm_ctl_operator_add(struct fvm_ctl *ctl, struct fvm_err *err);
+int fvm_ctl_operator_remove(struct fvm_ctl *ctl, struct fvm_err *err);
+int fvm_ctl_vm_create(struct fvm_ctl *ctl, struct fvm_err *err);
+int fvm_ctl_vm_start(struct fvm_ctl *ctl, struct fvm_err *err);
+int fvm_ctl_vm_stop(struct fvm_ctl *ctl, struct fvm_err *err);
+int fvm_ctl_vm_kill(struct fvm_ctl *ctl, struct fvm_err *err);
+int fvm_ctl_vm_delete(struct fvm_ctl *ctl, struct fvm_err *err);
+int fvm_ctl_vm_pause(struct fvm_ctl *ctl, struct fvm_err *err);
+int fvm_ctl_vm_resume(struct fvm_ctl *ctl, struct fvm_err *err);
+int fvm_ctl_vm_list(struct fvm_ctl *ctl, struct fvm_err *err);
+int fvm_ctl_vm_show(struct fvm_ctl *ctl, struct fvm_err *err);
+int fvm_ctl_vm_console(struct fvm_ctl *ctl, struct fvm_err *err);
+int fvm_ctl_vm_migrate(struct fvm_ctl *ctl, struct fvm_err *err);
 
 #endif

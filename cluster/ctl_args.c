@@ -2,7 +2,7 @@
  * ctl_args.c - the command line of fvm-cluster: one option table for all commands; an option that does not belong to
  * the command is refused, so that a mistyped command never does half of what was meant.
  *
- * Invariant: what ctl_args_parse returns has a known command with the right number of words.
+ * Invariant: what fvm_ctl_args_parse returns has a known command with the right number of words.
  */
 #include <argp.h>
 #include <stdlib.h>
@@ -111,7 +111,7 @@ static const struct {
 };
 
 struct parse {
-    struct ctl_options *o;
+    struct fvm_ctl_options *o;
     struct argp_state *state;
     bool used[64]; /* by option - O_AS */
 };
@@ -217,7 +217,7 @@ static void check_words(struct parse *p);
 static error_t on_option(int key, char *arg, struct argp_state *state)
 {
     struct parse *p = state->input;
-    struct ctl_options *o = p->o;
+    struct fvm_ctl_options *o = p->o;
     struct fvm_err err = {0};
     p->state = state;
     if (key >= O_AS && key < O_AS + 64)
@@ -260,7 +260,7 @@ static error_t on_option(int key, char *arg, struct argp_state *state)
         o->history = false;
         break;
     case ARGP_KEY_ARG:
-        if (o->word_count >= CTL_WORDS_MAX)
+        if (o->word_count >= FVM_CTL_WORDS_MAX)
             argp_error(state, "\"%s\" is one word too many", arg);
         else
             o->words[o->word_count++] = arg;
@@ -317,7 +317,7 @@ static void check_options(struct parse *p)
 
 static void check_words(struct parse *p)
 {
-    struct ctl_options *o = p->o;
+    struct fvm_ctl_options *o = p->o;
     if (!o->word_count)
         argp_error(p->state, "which command?");
     for (size_t i = 0; i < FVM_ARRAY_SIZE(commands); i++) {
@@ -334,10 +334,10 @@ static void check_words(struct parse *p)
                o->word_count > 1 ? o->words[1] : "");
 }
 
-void ctl_args_parse(int argc, char **argv, struct ctl_options *ret)
+void fvm_ctl_args_parse(int argc, char **argv, struct fvm_ctl_options *ret)
 {
     static const struct argp argp = {table, on_option, "COMMAND [ARGUMENT...]", doc, NULL, NULL, NULL};
-    *ret = (struct ctl_options){.history = true, .timeout_s = 30, .config = fvm_config_new()};
+    *ret = (struct fvm_ctl_options){.history = true, .timeout_s = 30, .config = fvm_config_new()};
     if (!ret->config) {
         fputs("fvm-cluster: out of memory\n", stderr);
         exit(70);
@@ -347,4 +347,4 @@ void ctl_args_parse(int argc, char **argv, struct ctl_options *ret)
     argp_parse(&argp, argc, argv, 0, NULL, &p);
 }
 
-void ctl_args_free(struct ctl_options *options) { fvm_config_free(&options->config); }
+void fvm_ctl_args_free(struct fvm_ctl_options *options) { fvm_config_free(&options->config); }

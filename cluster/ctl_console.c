@@ -17,7 +17,7 @@
 enum { CTRL_A = 1 };
 
 struct console {
-    struct ctl *ctl;
+    struct fvm_ctl *ctl;
     struct fvm_rpc_client *client;
     uint64_t id;
     struct termios saved;
@@ -93,7 +93,7 @@ static int attach(struct console *c, bool history, struct fvm_err *err)
 {
     Fvm__Request request = FVM__REQUEST__INIT;
     Fvm__ConsoleOpen open = FVM__CONSOLE_OPEN__INIT;
-    int rc = ctl_connect_owner(c->ctl, c->ctl->opt.words[2], &c->client, err);
+    int rc = fvm_ctl_connect_owner(c->ctl, c->ctl->opt.words[2], &c->client, err);
     if (rc)
         return rc;
     open.name = (char *)(uintptr_t)c->ctl->opt.words[2];
@@ -184,7 +184,7 @@ static void detach(struct console *c)
     fvm_rpc_close(&c->client);
 }
 
-int ctl_vm_console(struct ctl *ctl, struct fvm_err *err)
+int fvm_ctl_vm_console(struct fvm_ctl *ctl, struct fvm_err *err)
 {
     struct console c = {.ctl = ctl};
     sigset_t set;

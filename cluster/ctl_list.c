@@ -15,7 +15,7 @@ struct owner { /* a node that was asked, or could not be */
 };
 
 struct survey {
-    struct ctl *ctl;
+    struct fvm_ctl *ctl;
     Fvm__Reply *vms, *nodes;
     struct owner owners[64];
     unsigned owner_count;
@@ -34,7 +34,7 @@ static Fvm__Reply *ask(struct fvm_rpc_client *client, Fvm__Request__WhatCase wha
         request.vm_show = &vm;
     else
         request.vm_list = &nothing; /* node_list is the same member of the union */
-    if (fvm_rpc_call(client, &request, CTL_ANSWER_MS, &reply, err))
+    if (fvm_rpc_call(client, &request, FVM_CTL_ANSWER_MS, &reply, err))
         return NULL;
     return reply;
 }
@@ -52,7 +52,7 @@ static Fvm__Reply *owner_says(struct survey *s, const char *name)
     struct fvm_err err = {0};
     snprintf(o->name, sizeof(o->name), "%s", name);
     o->reply = NULL;
-    if (ctl_connect(s->ctl, name, &client, &err) == 0) {
+    if (fvm_ctl_connect(s->ctl, name, &client, &err) == 0) {
         o->reply = ask(client, FVM__REQUEST__WHAT_VM_LIST, NULL, &err);
         fvm_rpc_close(&client);
     }
@@ -75,11 +75,11 @@ static uint64_t last_seen(const struct survey *s, const char *node)
     return 0;
 }
 
-static int survey_make(struct ctl *ctl, const char *only, struct survey *s, struct fvm_err *err)
+static int survey_make(struct fvm_ctl *ctl, const char *only, struct survey *s, struct fvm_err *err)
 {
     struct fvm_rpc_client *client = NULL;
     *s = (struct survey){.ctl = ctl};
-    int rc = ctl_connect_any(ctl, &client, err);
+    int rc = fvm_ctl_connect_any(ctl, &client, err);
     if (rc)
         return rc;
     s->vms = ask(client, only ? FVM__REQUEST__WHAT_VM_SHOW : FVM__REQUEST__WHAT_VM_LIST, only, err);
@@ -119,7 +119,7 @@ static struct view look(struct survey *s, const Fvm__VmInfo *vm)
     const Fvm__VmStatus *st = v.vm->status;
     v.since_ns = v.unknown ? last_seen(s, vm->record->owner) : st ? st->wall_ns : 0;
     if (v.unknown)
-        snprintf(v.text, sizeof(v.text), "unknown since %s: node %s does not answer", ctl_time(v.since_ns, when),
+        snprintf(v.text, sizeof(v.text), "unknown since %s: node %s does not answer", fvm_ctl_time(v.since_ns, when),
                  vm->record->owner);
     else
         snprintf(v.text, sizeof(v.text), "%s%s%s", st ? st->state : "unknown", st && st->reason[0] ? ": " : "",
@@ -129,7 +129,7 @@ static struct view look(struct survey *s, const Fvm__VmInfo *vm)
 
 static json_t *view_json(const struct view *v)
 {
-    json_t *out = ctl_vm_json(v->vm);
+    json_t *out = fvm_ctl_vm_json(v->vm);
     if (v->unknown) {
         json_object_set_new(out, "state", json_string("unknown"));
         json_object_set_new(out, "reason", json_string(v->text));
@@ -139,7 +139,7 @@ static json_t *view_json(const struct view *v)
     return out;
 }
 
-int ctl_vm_list(struct ctl *ctl, struct fvm_err *err)
+int fvm_ctl_vm_list(struct fvm_ctl *ctl, struct fvm_err *err)
 {
     struct survey s;
     int rc = survey_make(ctl, NULL, &s, err);
@@ -153,10 +153,10 @@ int ctl_vm_list(struct ctl *ctl, struct fvm_err *err)
             json_array_append_new(list, view_json(&v));
         else
             printf("%-20s %-12s %-10s %8s  %s\n", v.vm->name, v.vm->record->owner, v.vm->record->phase,
-                   ctl_bytes(v.vm->config ? v.vm->config->memory_bytes : 0, size), v.text);
+                   fvm_ctl_bytes(v.vm->config ? v.vm->config->memory_bytes : 0, size), v.text);
     }
     if (!rc && ctl->opt.json)
-        ctl_print_json(json_pack("{s:O}", "vms", list));
+        fvm_ctl_print_json(json_pack("{s:O}", "vms", list));
     json_decref(list);
     survey_fini(&s);
     return rc;
@@ -165,7 +165,7 @@ int ctl_vm_list(struct ctl *ctl, struct fvm_err *err)
 static void print_config(const Fvm__VmConfig *c)
 {
     char size[24];
-    printf("machine    %s memory, %u processor%s%s%s\n", ctl_bytes(c->memory_bytes, size), c->cpus,
+    printf("machine    %s memory, %u processor%s%s%s\n", fvm_ctl_bytes(c->memory_bytes, size), c->cpus,
            c->cpus == 1 ? "" : "s", c->cpu_model[0] ? ", " : "", c->cpu_model);
     printf("kernel     %s\n", c->kernel);
     if (c->initrd[0])
@@ -178,7 +178,7 @@ static void print_config(const Fvm__VmConfig *c)
         printf("net %zu      %s\n", i, strcmp(c->nets[i]->kind, "switch:@") ? c->nets[i]->kind : "switch");
 }
 
-int ctl_vm_show(struct ctl *ctl, struct fvm_err *err)
+int fvm_ctl_vm_show(struct fvm_ctl *ctl, struct fvm_err *err)
 {
     struct survey s;
     char when[32];
@@ -187,9 +187,9 @@ int ctl_vm_show(struct ctl *ctl, struct fvm_err *err)
         struct view v = look(&s, s.vms->vms[0]);
         const Fvm__VmRecord *r = v.vm->record;
         if (ctl->opt.json) {
-            ctl_print_json(view_json(&v));
+            fvm_ctl_print_json(view_json(&v));
         } else {
-            printf("VM         %s\nstate      %s\nsince      %s\n", v.vm->name, v.text, ctl_time(v.since_ns, when));
+            printf("VM         %s\nstate      %s\nsince      %s\n", v.vm->name, v.text, fvm_ctl_time(v.since_ns, when));
             printf("owner      node %s, epoch %llu, %s", r->owner, (unsigned long long)r->epoch, r->phase);
             printf(strcmp(r->phase, "stable") ? " from %s to %s\n" : "\n", r->from, r->to);
             if (v.vm->pid && !v.unknown)

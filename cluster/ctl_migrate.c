@@ -15,7 +15,7 @@
 enum { BAR = 24 };
 
 struct watch {
-    struct ctl *ctl;
+    struct fvm_ctl *ctl;
     struct fvm_rpc_client *client;
     uint64_t id;
     int signals;
@@ -34,8 +34,8 @@ static void print_bar(const Fvm__MigrateProgress *p)
         bar[i] = i < filled ? '#' : '.';
     bar[BAR] = 0;
     printf("\r\033[K%-8s round %-2u [%s] %8s left, %8s/s, downtime %s, runs on %s%s%s", p->phase, p->round, bar,
-           ctl_bytes(p->remaining_bytes, left), ctl_bytes(p->rate_bytes, rate),
-           p->predicted_downtime_ns ? ctl_ms(p->predicted_downtime_ns, down) : "?", p->owner[0] ? p->owner : "?",
+           fvm_ctl_bytes(p->remaining_bytes, left), fvm_ctl_bytes(p->rate_bytes, rate),
+           p->predicted_downtime_ns ? fvm_ctl_ms(p->predicted_downtime_ns, down) : "?", p->owner[0] ? p->owner : "?",
            p->text[0] ? ": " : "", p->text);
     fflush(stdout);
 }
@@ -43,9 +43,9 @@ static void print_bar(const Fvm__MigrateProgress *p)
 static void print_line(const Fvm__MigrateProgress *p)
 {
     char left[24], rate[24], down[24], at[24];
-    printf("%9s %s round %u: %s left, %s/s, predicted downtime %s, owner %s%s%s\n", ctl_ms(p->elapsed_ns, at), p->phase,
-           p->round, ctl_bytes(p->remaining_bytes, left), ctl_bytes(p->rate_bytes, rate),
-           p->predicted_downtime_ns ? ctl_ms(p->predicted_downtime_ns, down) : "?", p->owner[0] ? p->owner : "?",
+    printf("%9s %s round %u: %s left, %s/s, predicted downtime %s, owner %s%s%s\n", fvm_ctl_ms(p->elapsed_ns, at),
+           p->phase, p->round, fvm_ctl_bytes(p->remaining_bytes, left), fvm_ctl_bytes(p->rate_bytes, rate),
+           p->predicted_downtime_ns ? fvm_ctl_ms(p->predicted_downtime_ns, down) : "?", p->owner[0] ? p->owner : "?",
            p->text[0] ? ": " : "", p->text);
     fflush(stdout);
 }
@@ -56,7 +56,7 @@ static void show_progress(struct watch *w, const Fvm__MigrateProgress *p)
     snprintf(w->last_phase, sizeof(w->last_phase), "%s", p->phase);
     w->last_round = p->round;
     if (w->ctl->opt.json) {
-        json_t *o = ctl_progress_json(p);
+        json_t *o = fvm_ctl_progress_json(p);
         json_dumpf(o, stdout, JSON_COMPACT);
         putchar('\n');
         fflush(stdout);
@@ -80,13 +80,13 @@ static void print_timeline(const struct watch *w, const Fvm__Reply *reply)
         return;
     }
     printf("%s\n\n", reply->text);
-    printf("  prepare    %10s\n", ctl_ms(p->prepare_ns, a));
-    printf("  pre-copy   %10s   %u round%s, %s sent of %s memory\n", ctl_ms(p->precopy_ns, a), p->rounds,
-           p->rounds == 1 ? "" : "s", ctl_bytes(p->sent_bytes, b), ctl_bytes(p->memory_bytes, (char[24]){0}));
-    printf("  final      %10s   guest paused, last pages, processor and devices\n", ctl_ms(p->final_ns, a));
-    printf("  hand-over  %10s   take, run\n", ctl_ms(p->handover_ns, a));
-    printf("  blackout   %10s\n", ctl_ms(p->blackout_ns, a));
-    printf("  total      %10s\n", ctl_ms(p->total_ns, a));
+    printf("  prepare    %10s\n", fvm_ctl_ms(p->prepare_ns, a));
+    printf("  pre-copy   %10s   %u round%s, %s sent of %s memory\n", fvm_ctl_ms(p->precopy_ns, a), p->rounds,
+           p->rounds == 1 ? "" : "s", fvm_ctl_bytes(p->sent_bytes, b), fvm_ctl_bytes(p->memory_bytes, (char[24]){0}));
+    printf("  final      %10s   guest paused, last pages, processor and devices\n", fvm_ctl_ms(p->final_ns, a));
+    printf("  hand-over  %10s   take, run\n", fvm_ctl_ms(p->handover_ns, a));
+    printf("  blackout   %10s\n", fvm_ctl_ms(p->blackout_ns, a));
+    printf("  total      %10s\n", fvm_ctl_ms(p->total_ns, a));
     if (p->pages_resent || p->digest_repairs)
         printf("  resent     %10llu   pages that came damaged or not at all, %llu of them found by their digest\n",
                (unsigned long long)(p->pages_resent + p->digest_repairs), (unsigned long long)p->digest_repairs);
@@ -127,7 +127,7 @@ static int follow(struct watch *w, struct fvm_err *err)
         if (last && reply->code)
             rc = fvm_err_set(err, reply->code, 0, "cluster", "%s", reply->text);
         else if (last && w->ctl->opt.json)
-            ctl_print_json(reply->progress ? ctl_progress_json(reply->progress) : json_object());
+            fvm_ctl_print_json(reply->progress ? fvm_ctl_progress_json(reply->progress) : json_object());
         else if (last)
             print_timeline(w, reply);
         if (last && reply->code && w->tty)
@@ -151,7 +151,7 @@ static int watch_signals(struct watch *w, struct fvm_err *err)
                                          strerror(errno));
 }
 
-int ctl_vm_migrate(struct ctl *ctl, struct fvm_err *err)
+int fvm_ctl_vm_migrate(struct fvm_ctl *ctl, struct fvm_err *err)
 {
     struct watch w = {.ctl = ctl, .tty = isatty(STDOUT_FILENO) && !ctl->opt.json, .signals = -1};
     Fvm__Request request = FVM__REQUEST__INIT;
@@ -167,7 +167,7 @@ int ctl_vm_migrate(struct ctl *ctl, struct fvm_err *err)
     request.vm_migrate = &m;
     int rc = watch_signals(&w, err);
     if (!rc)
-        rc = ctl_connect_owner(ctl, m.name, &w.client, err);
+        rc = fvm_ctl_connect_owner(ctl, m.name, &w.client, err);
     if (!rc)
         rc = fvm_rpc_start(w.client, &request, err);
     w.id = request.id;

@@ -8,7 +8,7 @@
 
 #include "cluster/ctl.h"
 
-const char *ctl_bytes(uint64_t bytes, char buf[24])
+const char *fvm_ctl_bytes(uint64_t bytes, char buf[24])
 {
     static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
     double n = (double)bytes;
@@ -21,7 +21,7 @@ const char *ctl_bytes(uint64_t bytes, char buf[24])
     return buf;
 }
 
-const char *ctl_time(uint64_t wall_ns, char buf[32])
+const char *fvm_ctl_time(uint64_t wall_ns, char buf[32])
 {
     time_t t = (time_t)(wall_ns / 1000000000);
     struct tm tm;
@@ -30,7 +30,7 @@ const char *ctl_time(uint64_t wall_ns, char buf[32])
     return buf;
 }
 
-const char *ctl_ms(uint64_t ns, char buf[24])
+const char *fvm_ctl_ms(uint64_t ns, char buf[24])
 {
     if (ns >= 10000000000ull)
         snprintf(buf, 24, "%.1f s", (double)ns / 1e9);
@@ -39,7 +39,7 @@ const char *ctl_ms(uint64_t ns, char buf[24])
     return buf;
 }
 
-json_t *ctl_node_json(const Fvm__NodeInfo *n)
+json_t *fvm_ctl_node_json(const Fvm__NodeInfo *n)
 {
     return json_pack("{s:s, s:s, s:s, s:b, s:s, s:I, s:I, s:I, s:I, s:I, s:I}", "name", n->name, "address", n->address,
                      "public_key", n->public_key, "up", (int)n->up, "version", n->version, "cpus", (json_int_t)n->cpus,
@@ -57,7 +57,7 @@ static json_t *disks_json(const Fvm__VmConfig *c)
     return list;
 }
 
-json_t *ctl_config_json(const Fvm__VmConfig *c)
+json_t *fvm_ctl_config_json(const Fvm__VmConfig *c)
 {
     json_t *nets = json_array();
     for (size_t i = 0; i < c->n_nets; i++) {
@@ -69,7 +69,7 @@ json_t *ctl_config_json(const Fvm__VmConfig *c)
                      c->cpu_model, "disks", disks_json(c), "nets", nets);
 }
 
-json_t *ctl_vm_json(const Fvm__VmInfo *vm)
+json_t *fvm_ctl_vm_json(const Fvm__VmInfo *vm)
 {
     const Fvm__VmRecord *r = vm->record;
     const Fvm__VmStatus *s = vm->status;
@@ -81,11 +81,11 @@ json_t *ctl_vm_json(const Fvm__VmInfo *vm)
                             (int)vm->live, "since_wall_ns", (json_int_t)(s ? s->wall_ns : 0), "exit_status",
                             (json_int_t)(s ? s->exit_status : 0), "pid", (int)vm->pid, "record", record);
     if (vm->config)
-        json_object_set_new(out, "config", ctl_config_json(vm->config));
+        json_object_set_new(out, "config", fvm_ctl_config_json(vm->config));
     return out;
 }
 
-json_t *ctl_progress_json(const Fvm__MigrateProgress *p)
+json_t *fvm_ctl_progress_json(const Fvm__MigrateProgress *p)
 {
     json_t *out =
         json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:s, s:I, s:I}", "phase", p->phase, "round",

@@ -6,18 +6,18 @@
 #include "cluster/ctl.h"
 #include "vmm/vm_config.h"
 
-static int call_and_say(struct ctl *ctl, Fvm__Request *request, int timeout_ms, struct fvm_err *err)
+static int call_and_say(struct fvm_ctl *ctl, Fvm__Request *request, int timeout_ms, struct fvm_err *err)
 {
     Fvm__Reply *reply = NULL;
-    int rc = ctl_call(ctl, request, timeout_ms, &reply, NULL, err);
+    int rc = fvm_ctl_call(ctl, request, timeout_ms, &reply, NULL, err);
     if (rc)
         return rc;
-    ctl_say(ctl, reply->text);
+    fvm_ctl_say(ctl, reply->text);
     fvm__reply__free_unpacked(reply, NULL);
     return 0;
 }
 
-static int named(struct ctl *ctl, Fvm__Request__WhatCase what, int timeout_ms, struct fvm_err *err)
+static int named(struct fvm_ctl *ctl, Fvm__Request__WhatCase what, int timeout_ms, struct fvm_err *err)
 {
     Fvm__Request request = FVM__REQUEST__INIT;
     Fvm__VmName name = FVM__VM_NAME__INIT;
@@ -27,7 +27,7 @@ static int named(struct ctl *ctl, Fvm__Request__WhatCase what, int timeout_ms, s
     return call_and_say(ctl, &request, timeout_ms, err);
 }
 
-int ctl_vm_create(struct ctl *ctl, struct fvm_err *err)
+int fvm_ctl_vm_create(struct fvm_ctl *ctl, struct fvm_err *err)
 {
     Fvm__Request request = FVM__REQUEST__INIT;
     Fvm__VmCreate create = FVM__VM_CREATE__INIT;
@@ -42,24 +42,27 @@ int ctl_vm_create(struct ctl *ctl, struct fvm_err *err)
     create.config = ctl->opt.config;
     request.what_case = FVM__REQUEST__WHAT_VM_CREATE;
     request.vm_create = &create;
-    return call_and_say(ctl, &request, CTL_ANSWER_MS, err);
+    return call_and_say(ctl, &request, FVM_CTL_ANSWER_MS, err);
 }
 
-int ctl_vm_start(struct ctl *ctl, struct fvm_err *err) { return named(ctl, FVM__REQUEST__WHAT_VM_START, 60000, err); }
-int ctl_vm_delete(struct ctl *ctl, struct fvm_err *err)
+int fvm_ctl_vm_start(struct fvm_ctl *ctl, struct fvm_err *err)
 {
-    return named(ctl, FVM__REQUEST__WHAT_VM_DELETE, CTL_ANSWER_MS, err);
+    return named(ctl, FVM__REQUEST__WHAT_VM_START, 60000, err);
 }
-int ctl_vm_pause(struct ctl *ctl, struct fvm_err *err)
+int fvm_ctl_vm_delete(struct fvm_ctl *ctl, struct fvm_err *err)
 {
-    return named(ctl, FVM__REQUEST__WHAT_VM_PAUSE, CTL_ANSWER_MS, err);
+    return named(ctl, FVM__REQUEST__WHAT_VM_DELETE, FVM_CTL_ANSWER_MS, err);
 }
-int ctl_vm_resume(struct ctl *ctl, struct fvm_err *err)
+int fvm_ctl_vm_pause(struct fvm_ctl *ctl, struct fvm_err *err)
 {
-    return named(ctl, FVM__REQUEST__WHAT_VM_RESUME, CTL_ANSWER_MS, err);
+    return named(ctl, FVM__REQUEST__WHAT_VM_PAUSE, FVM_CTL_ANSWER_MS, err);
+}
+int fvm_ctl_vm_resume(struct fvm_ctl *ctl, struct fvm_err *err)
+{
+    return named(ctl, FVM__REQUEST__WHAT_VM_RESUME, FVM_CTL_ANSWER_MS, err);
 }
 
-static int stop(struct ctl *ctl, bool kill, struct fvm_err *err)
+static int stop(struct fvm_ctl *ctl, bool kill, struct fvm_err *err)
 {
     Fvm__Request request = FVM__REQUEST__INIT;
     Fvm__VmStop s = FVM__VM_STOP__INIT;
@@ -68,8 +71,8 @@ static int stop(struct ctl *ctl, bool kill, struct fvm_err *err)
     s.kill = kill;
     request.what_case = FVM__REQUEST__WHAT_VM_STOP;
     request.vm_stop = &s;
-    return call_and_say(ctl, &request, (int)s.timeout_ms + CTL_ANSWER_MS, err);
+    return call_and_say(ctl, &request, (int)s.timeout_ms + FVM_CTL_ANSWER_MS, err);
 }
 
-int ctl_vm_stop(struct ctl *ctl, struct fvm_err *err) { return stop(ctl, false, err); }
-int ctl_vm_kill(struct ctl *ctl, struct fvm_err *err) { return stop(ctl, true, err); }
+int fvm_ctl_vm_stop(struct fvm_ctl *ctl, struct fvm_err *err) { return stop(ctl, false, err); }
+int fvm_ctl_vm_kill(struct fvm_ctl *ctl, struct fvm_err *err) { return stop(ctl, true, err); }

@@ -13,7 +13,7 @@ const char *argp_program_version = "fvm-cluster " FVM_VERSION;
 
 struct command {
     const char *noun, *verb;
-    int (*run)(struct ctl *ctl, struct fvm_err *err);
+    int (*run)(struct fvm_ctl *ctl, struct fvm_err *err);
     unsigned how;
 };
 
@@ -23,26 +23,26 @@ enum {
 };
 
 static const struct command commands[] = {
-    {"init", NULL, ctl_cluster_init, FILES_ONLY},
-    {"node", "add", ctl_node_add, FILES_ONLY},
-    {"node", "remove", ctl_node_remove, FILES_ONLY},
-    {"node", "list", ctl_node_list, 0},
-    {"operator", "add", ctl_operator_add, FILES_ONLY},
-    {"operator", "remove", ctl_operator_remove, FILES_ONLY},
-    {"vm", "create", ctl_vm_create, 0},
-    {"vm", "start", ctl_vm_start, 0},
-    {"vm", "stop", ctl_vm_stop, 0},
-    {"vm", "kill", ctl_vm_kill, 0},
-    {"vm", "delete", ctl_vm_delete, 0},
-    {"vm", "pause", ctl_vm_pause, 0},
-    {"vm", "resume", ctl_vm_resume, 0},
-    {"vm", "list", ctl_vm_list, 0},
-    {"vm", "show", ctl_vm_show, 0},
-    {"vm", "console", ctl_vm_console, SIGNALS},
-    {"vm", "migrate", ctl_vm_migrate, SIGNALS},
+    {"init", NULL, fvm_ctl_cluster_init, FILES_ONLY},
+    {"node", "add", fvm_ctl_node_add, FILES_ONLY},
+    {"node", "remove", fvm_ctl_node_remove, FILES_ONLY},
+    {"node", "list", fvm_ctl_node_list, 0},
+    {"operator", "add", fvm_ctl_operator_add, FILES_ONLY},
+    {"operator", "remove", fvm_ctl_operator_remove, FILES_ONLY},
+    {"vm", "create", fvm_ctl_vm_create, 0},
+    {"vm", "start", fvm_ctl_vm_start, 0},
+    {"vm", "stop", fvm_ctl_vm_stop, 0},
+    {"vm", "kill", fvm_ctl_vm_kill, 0},
+    {"vm", "delete", fvm_ctl_vm_delete, 0},
+    {"vm", "pause", fvm_ctl_vm_pause, 0},
+    {"vm", "resume", fvm_ctl_vm_resume, 0},
+    {"vm", "list", fvm_ctl_vm_list, 0},
+    {"vm", "show", fvm_ctl_vm_show, 0},
+    {"vm", "console", fvm_ctl_vm_console, SIGNALS},
+    {"vm", "migrate", fvm_ctl_vm_migrate, SIGNALS},
 };
 
-static const struct command *find(const struct ctl_options *o)
+static const struct command *find(const struct fvm_ctl_options *o)
 {
     for (size_t i = 0; i < FVM_ARRAY_SIZE(commands); i++)
         if (strcmp(commands[i].noun, o->words[0]) == 0 &&
@@ -64,9 +64,9 @@ static void block_signals(void)
 
 int main(int argc, char **argv)
 {
-    struct ctl ctl = {0};
+    struct fvm_ctl ctl = {0};
     struct fvm_err err = {0};
-    ctl_args_parse(argc, argv, &ctl.opt);
+    fvm_ctl_args_parse(argc, argv, &ctl.opt);
     signal(SIGPIPE, SIG_IGN);
     fvm_log_set_level(FVM_LOG_ERROR);
     const struct command *command = find(&ctl.opt);
@@ -79,13 +79,13 @@ int main(int argc, char **argv)
     else
         rc = fvm_dir_default(ctl.dir_path, sizeof(ctl.dir_path), &err);
     if (!rc && !(command->how & FILES_ONLY))
-        rc = ctl_open(&ctl, &err);
+        rc = fvm_ctl_open(&ctl, &err);
     if (!rc)
         rc = command->run(&ctl, &err);
     if (rc && !err.code)
         err.code = rc;
-    int status = rc ? ctl_complain(&ctl, &err) : 0;
-    ctl_close(&ctl);
-    ctl_args_free(&ctl.opt);
+    int status = rc ? fvm_ctl_complain(&ctl, &err) : 0;
+    fvm_ctl_close(&ctl);
+    fvm_ctl_args_free(&ctl.opt);
     return status;
 }

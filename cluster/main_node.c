@@ -19,13 +19,13 @@
 enum { FORWARDS_MAX = 64, O_GATEWAY = 256, O_FORWARD, O_FVM, O_LOG_LEVEL };
 
 struct arguments {
-    struct node_options node;
+    struct fvm_node_options node;
     const char *forwards[FORWARDS_MAX];
     enum fvm_log_level level;
 };
 
 struct service {
-    struct node *node;
+    struct fvm_node *node;
     struct fvm_loop_timer *watchdog;
     uint64_t watchdog_ns;
 };
@@ -128,7 +128,7 @@ static int serve(struct service *s, struct fvm_err *err)
     if (rc)
         return fvm_err_set(err, rc, 0, "cluster", "cannot watch signals: %s", fvm_err_text(rc));
     sd_notifyf(0, "READY=1\nSTATUS=node %s at %s", s->node->name, s->node->address);
-    rc = node_run(s->node);
+    rc = fvm_node_run(s->node);
     if (s->watchdog)
         fvm_loop_timer_remove(&s->watchdog);
     return rc < 0 ? fvm_err_set(err, rc, 0, "cluster", "the event loop failed: %s", fvm_err_text(rc)) : 0;
@@ -153,7 +153,7 @@ int main(int argc, char **argv)
     struct fvm_err err = {0};
     char dir[4096];
     if (argc >= 4 && strcmp(argv[1], "--keep") == 0)
-        node_proc_keep(argv[2], argv + 3);
+        fvm_node_proc_keep(argv[2], argv + 3);
     argp_err_exit_status = 64;
     static const struct argp argp = {options, on_option, NULL, doc, NULL, NULL, NULL};
     argp_parse(&argp, argc, argv, 0, NULL, &a);
@@ -164,11 +164,11 @@ int main(int argc, char **argv)
     if (!a.node.dir)
         a.node.dir = dir;
     if (!rc)
-        rc = node_open(&a.node, &s.node, &err);
+        rc = fvm_node_open(&a.node, &s.node, &err);
     if (!rc)
         rc = serve(&s, &err);
     if (s.node)
-        node_close(&s.node);
+        fvm_node_close(&s.node);
     if (rc)
         fprintf(stderr, "fvm-node: %s\n", err.text[0] ? err.text : fvm_err_text(rc));
     return fvm_err_exit_status(rc);

@@ -18,15 +18,15 @@
 
 static void on_tick(void *ctx)
 {
-    struct node *node = ctx;
-    node_member_tick(node);
-    node_link_tick(node);
-    node_vm_tick(node);
-    fvm_loop_timer_arm(node->tick, fvm_now_ns() + NODE_LOOK_MS * 1000000ull);
+    struct fvm_node *node = ctx;
+    fvm_node_member_tick(node);
+    fvm_node_link_tick(node);
+    fvm_node_vm_tick(node);
+    fvm_loop_timer_arm(node->tick, fvm_now_ns() + FVM_NODE_LOOK_MS * 1000000ull);
 }
 
 /* One daemon per state directory: two would fight over the same processes. */
-static int lock_state(struct node *node, struct fvm_err *err)
+static int lock_state(struct fvm_node *node, struct fvm_err *err)
 {
     char path[4200];
     snprintf(path, sizeof(path), "%s/lock", node->state_dir);
@@ -40,7 +40,7 @@ static int lock_state(struct node *node, struct fvm_err *err)
     return 0;
 }
 
-static int find_me(struct node *node, const char *wanted, struct fvm_err *err)
+static int find_me(struct fvm_node *node, const char *wanted, struct fvm_err *err)
 {
     const struct fvm_dir_member *me = NULL;
     char secret[4400];
@@ -66,7 +66,7 @@ static int find_me(struct node *node, const char *wanted, struct fvm_err *err)
 }
 
 /* Where is the program `fvm`? Next to this one, unless told. */
-static int find_fvm(struct node *node, const char *wanted, struct fvm_err *err)
+static int find_fvm(struct fvm_node *node, const char *wanted, struct fvm_err *err)
 {
     char self[4000];
     ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
@@ -84,7 +84,7 @@ static int find_fvm(struct node *node, const char *wanted, struct fvm_err *err)
     return 0;
 }
 
-static int open_state(struct node *node, const char *state_dir, struct fvm_err *err)
+static int open_state(struct fvm_node *node, const char *state_dir, struct fvm_err *err)
 {
     char vms[4200];
     if (state_dir)
@@ -102,21 +102,21 @@ static int open_state(struct node *node, const char *state_dir, struct fvm_err *
     return rc;
 }
 
-static int open_port(struct node *node, const char *listen, struct fvm_err *err)
+static int open_port(struct fvm_node *node, const char *listen, struct fvm_err *err)
 {
     struct fvm_port_options opt = {.frame_bytes_max = FVM_RPC_BYTES_MAX, .hwm = 4096, .linger_ms = 300};
     int rc = fvm_port_ctx_create(1, &node->ctx, err);
     if (!rc)
-        rc = fvm_port_listen(node->ctx, listen ? listen : node->address, &node->keys, node_member_allow, node, &opt,
+        rc = fvm_port_listen(node->ctx, listen ? listen : node->address, &node->keys, fvm_node_member_allow, node, &opt,
                              &node->port, err);
-    if (!rc && fvm_port_attach(node->port, node->loop, node_rpc_message, node))
+    if (!rc && fvm_port_attach(node->port, node->loop, fvm_node_rpc_message, node))
         rc = fvm_err_set(err, FVM_EINTERNAL, 0, "cluster", "cannot watch the port");
     return rc;
 }
 
-int node_open(const struct node_options *opt, struct node **ret_node, struct fvm_err *err)
+int fvm_node_open(const struct fvm_node_options *opt, struct fvm_node **ret_node, struct fvm_err *err)
 {
-    struct node *node = calloc(1, sizeof(*node));
+    struct fvm_node *node = calloc(1, sizeof(*node));
     if (!node)
         return fvm_err_set(err, FVM_ENOMEM, 0, "cluster", "out of memory");
     node->state_lock = -1;
@@ -138,17 +138,17 @@ int node_open(const struct node_options *opt, struct node **ret_node, struct fvm
     if (!rc)
         rc = open_port(node, opt->listen, err);
     if (!rc)
-        rc = node_member_join(node, err);
+        rc = fvm_node_member_join(node, err);
     if (!rc)
-        rc = node_net_open(node, opt, err);
+        rc = fvm_node_net_open(node, opt, err);
     if (!rc)
-        rc = node_metrics_open(node, err);
+        rc = fvm_node_metrics_open(node, err);
     if (!rc)
-        rc = node_vm_adopt_all(node, err);
+        rc = fvm_node_vm_adopt_all(node, err);
     if (!rc && (rc = fvm_loop_timer_add(node->loop, on_tick, node, &node->tick)))
         fvm_err_set(err, rc, 0, "cluster", "cannot make a timer");
     if (rc) {
-        node_close(&node);
+        fvm_node_close(&node);
         return rc;
     }
     fvm_loop_timer_arm(node->tick, 0);
@@ -158,25 +158,25 @@ int node_open(const struct node_options *opt, struct node **ret_node, struct fvm
     return 0;
 }
 
-int node_run(struct node *node) { return fvm_loop_run(node->loop); }
+int fvm_node_run(struct fvm_node *node) { return fvm_loop_run(node->loop); }
 
-void node_close(struct node **node_p)
+void fvm_node_close(struct fvm_node **node_p)
 {
-    struct node *node = *node_p;
+    struct fvm_node *node = *node_p;
     *node_p = NULL;
     if (!node)
         return;
-    node_vm_close_all(node); /* ends the calls that wait for a VM */
+    fvm_node_vm_close_all(node); /* ends the calls that wait for a VM */
     while (node->calls) {
         struct fvm_err err = {0};
         fvm_err_set(&err, FVM_ECLOSED, 0, "cluster", "node %s is shutting down; its guests go on", node->name);
-        node_call_fail(node->calls, &err);
+        fvm_node_call_fail(node->calls, &err);
     }
-    node_metrics_close(node);
-    node_net_close(node);
-    node_link_close_all(node);
+    fvm_node_metrics_close(node);
+    fvm_node_net_close(node);
+    fvm_node_link_close_all(node);
     if (node->store)
-        node_member_leave(node);
+        fvm_node_member_leave(node);
     if (node->tick)
         fvm_loop_timer_remove(&node->tick);
     if (node->port)

@@ -21,11 +21,11 @@
 enum { REPAIR_MS = 1000 };
 
 struct question { /* to another node, about a VM; the answer may come after the VM is gone */
-    struct node *node;
+    struct fvm_node *node;
     char vm[FVM_DIR_NAME_MAX + 1];
 };
 
-static void swap(struct node *node, const char *name, uint64_t revision, const struct fvm_ho_record *next,
+static void swap(struct fvm_node *node, const char *name, uint64_t revision, const struct fvm_ho_record *next,
                  const char *what)
 {
     struct fvm_err err = {0};
@@ -37,33 +37,33 @@ static void swap(struct node *node, const char *name, uint64_t revision, const s
                 (unsigned long long)next->epoch);
 }
 
-static void abort_move(struct node *node, const char *name, const struct fvm_ho_record *r, uint64_t revision)
+static void abort_move(struct fvm_node *node, const char *name, const struct fvm_ho_record *r, uint64_t revision)
 {
     struct fvm_ho_record next;
     if (fvm_ho_abort(r, node->name, &next))
         return;
     swap(node, name, revision, &next, "abort");
-    (void)vmdb_status_set(node->store, name, node->name, "crashed",
-                          "its process died during a migration; start boots it anew", 0, NULL);
+    (void)fvm_vmdb_status_set(node->store, name, node->name, "crashed",
+                              "its process died during a migration; start boots it anew", 0, NULL);
 }
 
-static void claim(struct node *node, const char *name)
+static void claim(struct fvm_node *node, const char *name)
 {
     struct fvm_ho_record r, next;
     uint64_t revision;
-    if (node_vm_find(node, name) || fvm_vmrecord_get(node->store, name, &r, &revision, NULL) ||
+    if (fvm_node_vm_find(node, name) || fvm_vmrecord_get(node->store, name, &r, &revision, NULL) ||
         fvm_ho_claim(&r, node->name, FVM_HO_HOLDS_NOTHING, FVM_HO_HOLDS_NOTHING, &next))
         return;
     swap(node, name, revision, &next, "claim");
-    (void)vmdb_status_set(node->store, name, node->name, "crashed",
-                          "both its processes died during a migration; start boots it anew", 0, NULL);
+    (void)fvm_vmdb_status_set(node->store, name, node->name, "crashed",
+                              "both its processes died during a migration; start boots it anew", 0, NULL);
 }
 
-static void hand_back(struct node *node, const char *name)
+static void hand_back(struct fvm_node *node, const char *name)
 {
     struct fvm_ho_record r, next;
     uint64_t revision;
-    struct node_vm *vm = node_vm_find(node, name);
+    struct fvm_node_vm *vm = fvm_node_vm_find(node, name);
     if (!vm || strcmp(vm->live, "paused") || fvm_vmrecord_get(node->store, name, &r, &revision, NULL) ||
         strcmp(r.from, node->name) || fvm_ho_handback(&r, FVM_HO_HOLDS_PAUSED, &next))
         return;
@@ -78,7 +78,7 @@ static void on_holding(void *ctx, const Fvm__Reply *reply, const struct fvm_err 
     bool answered = !err->code && reply->holding, dead = false;
     if (fvm_vmrecord_get(q->node->store, q->vm, &r, NULL, NULL) == 0 && r.phase == FVM_HO_TAKEN) {
         if (strcmp(r.from, q->node->name) == 0) {
-            dead = !answered && !node_member_up(q->node, r.owner);
+            dead = !answered && !fvm_node_member_up(q->node, r.owner);
             if (dead || (answered && !reply->holding->process))
                 hand_back(q->node, q->vm);
         } else if (strcmp(r.owner, q->node->name) == 0 && answered && !reply->holding->process) {
@@ -88,7 +88,7 @@ static void on_holding(void *ctx, const Fvm__Reply *reply, const struct fvm_err 
     free(q);
 }
 
-static void ask_holding(struct node *node, const char *name, const char *other)
+static void ask_holding(struct fvm_node *node, const char *name, const char *other)
 {
     Fvm__Request request = FVM__REQUEST__INIT;
     Fvm__VmName vm = FVM__VM_NAME__INIT;
@@ -100,16 +100,16 @@ static void ask_holding(struct node *node, const char *name, const char *other)
     vm.name = q->vm;
     request.what_case = FVM__REQUEST__WHAT_HOLDING;
     request.holding = &vm;
-    if (node_link_call(node, other, &request, NODE_ASK_MS, on_holding, q, NULL))
+    if (fvm_node_link_call(node, other, &request, FVM_NODE_ASK_MS, on_holding, q, NULL))
         free(q);
 }
 
-static void judge(struct node *node, const char *name, const struct fvm_ho_record *r, uint64_t revision)
+static void judge(struct fvm_node *node, const char *name, const struct fvm_ho_record *r, uint64_t revision)
 {
-    struct node_vm *vm = node_vm_find(node, name);
+    struct fvm_node_vm *vm = fvm_node_vm_find(node, name);
     bool mine = strcmp(r->owner, node->name) == 0, was_mine = strcmp(r->from, node->name) == 0;
     if (r->phase == FVM_HO_STABLE && mine && vm)
-        node_vm_arrived(vm);
+        fvm_node_vm_arrived(vm);
     else if (r->phase == FVM_HO_MIG && mine && !vm)
         abort_move(node, name, r, revision);
     else if (r->phase == FVM_HO_TAKEN && mine && !vm)
@@ -118,15 +118,15 @@ static void judge(struct node *node, const char *name, const struct fvm_ho_recor
         ask_holding(node, name, r->owner);
 }
 
-static bool exists(struct node *node, const char *name)
+static bool exists(struct fvm_node *node, const char *name)
 {
-    struct vmdb_vm vm = {0};
-    int rc = vmdb_get(node->store, name, &vm, NULL);
-    vmdb_vm_fini(&vm);
+    struct fvm_vmdb_vm vm = {0};
+    int rc = fvm_vmdb_get(node->store, name, &vm, NULL);
+    fvm_vmdb_vm_fini(&vm);
     return rc != FVM_ENOENT;
 }
 
-void node_agent_look(struct node *node, const struct fvm_store_items *changed)
+void fvm_node_agent_look(struct fvm_node *node, const struct fvm_store_items *changed)
 {
     for (size_t i = 0; i < changed->count; i++) {
         const struct fvm_store_item *item = &changed->items[i];
@@ -138,7 +138,7 @@ void node_agent_look(struct node *node, const struct fvm_store_items *changed)
             continue;
         snprintf(name, sizeof(name), "%.*s", (int)(slash - item->key - 4), item->key + 4);
         if (!item->value && strcmp(slash, "/config") == 0 && !exists(node, name))
-            node_vm_remove_dir(node, name);
+            fvm_node_vm_remove_dir(node, name);
         if (!item->value || strcmp(slash, "/record"))
             continue;
         if (fvm_vmrecord_get(node->store, name, &r, &revision, NULL) == 0 && r.phase == FVM_HO_STABLE)
@@ -146,20 +146,20 @@ void node_agent_look(struct node *node, const struct fvm_store_items *changed)
     }
 }
 
-void node_agent_repair(struct node *node)
+void fvm_node_agent_repair(struct fvm_node *node)
 {
     uint64_t now = fvm_now_ns();
     if (now - node->repaired_ns < REPAIR_MS * 1000000ull)
         return;
     node->repaired_ns = now;
-    struct vmdb_vms vms = {0};
-    if (vmdb_list(node->store, &vms, NULL))
+    struct fvm_vmdb_vms vms = {0};
+    if (fvm_vmdb_list(node->store, &vms, NULL))
         return;
     for (size_t i = 0; i < vms.count; i++) {
         struct fvm_ho_record r;
         if (fvm_vmrecord_from_message(vms.vms[i].record, &r) == 0 &&
-            (r.phase != FVM_HO_STABLE || node_vm_find(node, vms.vms[i].name)))
+            (r.phase != FVM_HO_STABLE || fvm_node_vm_find(node, vms.vms[i].name)))
             judge(node, vms.vms[i].name, &r, vms.vms[i].record_revision);
     }
-    vmdb_vms_fini(&vms);
+    fvm_vmdb_vms_fini(&vms);
 }

@@ -109,7 +109,7 @@ static void add_machine(struct args *a, const Fvm__VmConfig *c, const char *swit
 }
 
 /* Any free port of the address at which this node itself is reached. */
-static const char *incoming_address(const struct node *node, char *buf, size_t size)
+static const char *incoming_address(const struct fvm_node *node, char *buf, size_t size)
 {
     snprintf(buf, size, "%s", node->address);
     char *colon = strrchr(buf, ':');
@@ -118,7 +118,8 @@ static const char *incoming_address(const struct node *node, char *buf, size_t s
     return buf;
 }
 
-int node_args_make(const struct node_vm *vm, const struct node_arrival *incoming, char ***ret_argv, struct fvm_err *err)
+int fvm_node_args_make(const struct fvm_node_vm *vm, const struct fvm_node_arrival *incoming, char ***ret_argv,
+                       struct fvm_err *err)
 {
     char path[4200];
     struct args *a = calloc(1, sizeof(*a));
@@ -126,22 +127,22 @@ int node_args_make(const struct node_vm *vm, const struct node_arrival *incoming
         return fvm_err_set(err, FVM_ENOMEM, 0, "cluster", "out of memory");
     add(a, "%s", vm->node->fvm_path);
     add(a, "run");
-    add_machine(a, vm->config, node_net_socket(vm->node));
-    node_vm_path(vm, "console", path, sizeof(path));
+    add_machine(a, vm->config, fvm_node_net_socket(vm->node));
+    fvm_node_vm_path(vm, "console", path, sizeof(path));
     add(a, "--serial=unix:%s", path);
-    node_vm_path(vm, "control", path, sizeof(path));
+    fvm_node_vm_path(vm, "control", path, sizeof(path));
     add(a, "--control=unix:%s", path);
     if (incoming)
         add(a, "--incoming=%s", incoming_address(vm->node, path, sizeof(path)));
     if (a->failed) {
-        node_args_free((char **)a);
+        fvm_node_args_free((char **)a);
         return fvm_err_set(err, FVM_ENOMEM, 0, "cluster", "VM %s: too many disks, networks or out of memory", vm->name);
     }
     *ret_argv = a->item; /* the first member: one pointer for both */
     return 0;
 }
 
-void node_args_free(char **argv)
+void fvm_node_args_free(char **argv)
 {
     struct args *a = (struct args *)(void *)argv;
     for (int i = 0; a && i < a->count; i++)

@@ -6,21 +6,21 @@
 
 #include "cluster/node.h"
 
-struct node_arrival {
-    struct node_call *call; /* the source's node waits for "ready"; NULL afterwards */
+struct fvm_node_arrival {
+    struct fvm_node_call *call; /* the source's node waits for "ready"; NULL afterwards */
     char from[FVM_DIR_NAME_MAX + 1];
     char source_key[FVM_PORT_KEY_CHARS + 1];
 };
 
 /** A guest that waits until the process it left (or that failed to take it) is gone. */
-struct node_queued {
-    struct node_call *call;
+struct fvm_node_queued {
+    struct fvm_node_call *call;
     Fvm__Incoming *request;
 };
 
 /** A guest on its way out, as the source's node sees it. */
-struct node_move {
-    struct node_call *call; /* NULL: nobody watches any more */
+struct fvm_node_move {
+    struct fvm_node_call *call; /* NULL: nobody watches any more */
     char to[FVM_DIR_NAME_MAX + 1];
     char on_miss[16];
     uint64_t rate_limit_bytes;

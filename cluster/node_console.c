@@ -22,12 +22,12 @@ enum { RING = 65536, LOG_MAX = 4 << 20, INPUT_MAX = 65536 };
 
 struct viewer {
     struct viewer *next;
-    struct node_console *console;
-    struct node_call *call;
+    struct fvm_node_console *console;
+    struct fvm_node_call *call;
 };
 
-struct node_console {
-    struct node_vm *vm;
+struct fvm_node_console {
+    struct fvm_node_vm *vm;
     int fd, log;
     off_t logged;
     struct fvm_loop_io *io;
@@ -41,18 +41,18 @@ struct node_console {
 
 /* ---- output ---- */
 
-static void log_bytes(struct node_console *c, const uint8_t *data, size_t len)
+static void log_bytes(struct fvm_node_console *c, const uint8_t *data, size_t len)
 {
     char path[4200], old[4200];
     if (c->log >= 0 && c->logged > LOG_MAX) {
         close(c->log);
         c->log = -1;
-        node_vm_path(c->vm, "console.log", path, sizeof(path));
-        node_vm_path(c->vm, "console.log.1", old, sizeof(old));
+        fvm_node_vm_path(c->vm, "console.log", path, sizeof(path));
+        fvm_node_vm_path(c->vm, "console.log.1", old, sizeof(old));
         (void)rename(path, old);
     }
     if (c->log < 0) {
-        node_vm_path(c->vm, "console.log", path, sizeof(path));
+        fvm_node_vm_path(c->vm, "console.log", path, sizeof(path));
         c->log = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
         struct stat st;
         c->logged = c->log >= 0 && fstat(c->log, &st) == 0 ? st.st_size : 0;
@@ -61,7 +61,7 @@ static void log_bytes(struct node_console *c, const uint8_t *data, size_t len)
         c->logged += (off_t)len;
 }
 
-static void remember(struct node_console *c, const uint8_t *data, size_t len)
+static void remember(struct fvm_node_console *c, const uint8_t *data, size_t len)
 {
     for (size_t i = 0; i < len; i++) {
         c->ring[c->head] = data[i];
@@ -70,15 +70,15 @@ static void remember(struct node_console *c, const uint8_t *data, size_t len)
     c->kept = FVM_MIN(c->kept + len, (size_t)RING);
 }
 
-static void send_bytes(struct node_call *call, const uint8_t *data, size_t len)
+static void send_bytes(struct fvm_node_call *call, const uint8_t *data, size_t len)
 {
     Fvm__Reply reply = FVM__REPLY__INIT;
     reply.console.data = (uint8_t *)(uintptr_t)data;
     reply.console.len = len;
-    node_call_send(call, &reply);
+    fvm_node_call_send(call, &reply);
 }
 
-static void lose(struct node_console *c)
+static void lose(struct fvm_node_console *c)
 {
     if (c->io)
         fvm_loop_io_remove(&c->io);
@@ -89,7 +89,7 @@ static void lose(struct node_console *c)
     fvm_loop_timer_arm(c->retry, fvm_now_ns() + 100000000ull);
 }
 
-static void flush_input(struct node_console *c)
+static void flush_input(struct fvm_node_console *c)
 {
     ssize_t n = c->input_len ? send(c->fd, c->input, c->input_len, MSG_DONTWAIT | MSG_NOSIGNAL) : 0;
     if (n > 0) {
@@ -101,7 +101,7 @@ static void flush_input(struct node_console *c)
 }
 
 /* One read: true when there may be more. */
-static bool take_output(struct node_console *c)
+static bool take_output(struct fvm_node_console *c)
 {
     uint8_t data[16384];
     ssize_t n = recv(c->fd, data, sizeof(data), MSG_DONTWAIT);
@@ -120,7 +120,7 @@ static bool take_output(struct node_console *c)
 
 static void on_io(void *ctx, int fd, unsigned revents)
 {
-    struct node_console *c = ctx;
+    struct fvm_node_console *c = ctx;
     (void)fd;
     if (revents & FVM_LOOP_OUT)
         flush_input(c);
@@ -129,10 +129,10 @@ static void on_io(void *ctx, int fd, unsigned revents)
 
 static void try_connect(void *ctx)
 {
-    struct node_console *c = ctx;
+    struct fvm_node_console *c = ctx;
     struct sockaddr_un sa = {.sun_family = AF_UNIX};
     char path[4200];
-    node_vm_path(c->vm, "console", path, sizeof(path));
+    fvm_node_vm_path(c->vm, "console", path, sizeof(path));
     snprintf(sa.sun_path, sizeof(sa.sun_path), "%.107s", path);
     c->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (c->fd < 0 || connect(c->fd, (struct sockaddr *)&sa, sizeof(sa)) ||
@@ -142,7 +142,7 @@ static void try_connect(void *ctx)
 
 /* ---- viewers ---- */
 
-static struct viewer *unlink_viewer(struct node_call *call)
+static struct viewer *unlink_viewer(struct fvm_node_call *call)
 {
     struct viewer *v = call->ctx;
     for (struct viewer **p = &v->console->viewers; *p; p = &(*p)->next)
@@ -153,16 +153,16 @@ static struct viewer *unlink_viewer(struct node_call *call)
     return v;
 }
 
-static void on_cancelled(struct node_call *call)
+static void on_cancelled(struct fvm_node_call *call)
 {
     free(unlink_viewer(call));
     call->cancelled = call->gone = NULL;
-    node_call_text(call, "console closed");
+    fvm_node_call_text(call, "console closed");
 }
 
-static void on_input(struct node_call *call, const uint8_t *data, size_t len)
+static void on_input(struct fvm_node_call *call, const uint8_t *data, size_t len)
 {
-    struct node_console *c = ((struct viewer *)call->ctx)->console;
+    struct fvm_node_console *c = ((struct viewer *)call->ctx)->console;
     len = FVM_MIN(len, INPUT_MAX - c->input_len); /* nobody types that much ahead of a guest that does not read */
     memcpy(c->input + c->input_len, data, len);
     c->input_len += len;
@@ -170,15 +170,15 @@ static void on_input(struct node_call *call, const uint8_t *data, size_t len)
         flush_input(c);
 }
 
-void node_console_open(struct node_vm *vm, struct node_call *call, bool history)
+void fvm_node_console_open(struct fvm_node_vm *vm, struct fvm_node_call *call, bool history)
 {
-    struct node_console *c = vm->console;
+    struct fvm_node_console *c = vm->console;
     struct viewer *v = c ? calloc(1, sizeof(*v)) : NULL;
     if (!v) {
         struct fvm_err err = {0};
         fvm_err_set(&err, c ? FVM_ENOMEM : FVM_ESTATE, 0, "cluster", c ? "out of memory" : "VM %s has no console yet",
                     vm->name);
-        node_call_fail(call, &err);
+        fvm_node_call_fail(call, &err);
         return;
     }
     *v = (struct viewer){.next = c->viewers, .console = c, .call = call};
@@ -187,7 +187,7 @@ void node_console_open(struct node_vm *vm, struct node_call *call, bool history)
     call->input = on_input;
     Fvm__Reply hello = FVM__REPLY__INIT;
     hello.text = vm->node->name;
-    node_call_send(call, &hello);
+    fvm_node_call_send(call, &hello);
     call->cancelled = call->gone = on_cancelled;
     if (history && c->kept) {
         size_t start = (c->head + RING - c->kept) % RING, first = FVM_MIN(c->kept, RING - start);
@@ -197,11 +197,11 @@ void node_console_open(struct node_vm *vm, struct node_call *call, bool history)
     }
 }
 
-void node_console_start(struct node_vm *vm)
+void fvm_node_console_start(struct fvm_node_vm *vm)
 {
     if (vm->console)
         return;
-    struct node_console *c = calloc(1, sizeof(*c));
+    struct fvm_node_console *c = calloc(1, sizeof(*c));
     if (!c || fvm_loop_timer_add(vm->node->loop, try_connect, c, &c->retry)) {
         free(c);
         return;
@@ -212,23 +212,23 @@ void node_console_start(struct node_vm *vm)
     try_connect(c);
 }
 
-void node_console_stop(struct node_vm *vm, const char *moved_to)
+void fvm_node_console_stop(struct fvm_node_vm *vm, const char *moved_to)
 {
-    struct node_console *c = vm->console;
+    struct fvm_node_console *c = vm->console;
     if (!c)
         return;
     while (c->fd >= 0 && take_output(c)) /* the last words */
         ;
     vm->console = NULL;
     while (c->viewers) {
-        struct node_call *call = c->viewers->call;
+        struct fvm_node_call *call = c->viewers->call;
         free(unlink_viewer(call));
         call->cancelled = call->gone = NULL;
         call->input = NULL;
         if (moved_to && *moved_to)
-            node_call_redirect(call, moved_to);
+            fvm_node_call_redirect(call, moved_to);
         else
-            node_call_text(call, "VM %s has ended", vm->name);
+            fvm_node_call_text(call, "VM %s has ended", vm->name);
     }
     if (c->io)
         fvm_loop_io_remove(&c->io);

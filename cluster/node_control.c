@@ -18,15 +18,15 @@ struct call {
     struct call *next;
     json_int_t id;
     uint64_t deadline_ns;
-    node_control_done done;
+    fvm_node_control_done done;
     void *ctx;
 };
 
-struct node_control {
+struct fvm_node_control {
     struct fvm_loop *loop;
     struct fvm_loop_io *io;
     struct fvm_loop_timer *timer;
-    struct node_control_hooks hooks;
+    struct fvm_node_control_hooks hooks;
     struct call *calls;
     unsigned call_count;
     json_int_t next_id;
@@ -40,7 +40,7 @@ struct node_control {
     size_t out_len;
 };
 
-static void finish_call(struct node_control *c, struct call *call, json_t *reply, const struct fvm_err *err)
+static void finish_call(struct fvm_node_control *c, struct call *call, json_t *reply, const struct fvm_err *err)
 {
     for (struct call **p = &c->calls; *p; p = &(*p)->next)
         if (*p == call) {
@@ -52,7 +52,7 @@ static void finish_call(struct node_control *c, struct call *call, json_t *reply
     free(call);
 }
 
-static void free_now(struct node_control *c)
+static void free_now(struct fvm_node_control *c)
 {
     free(c->in);
     free(c->out);
@@ -60,7 +60,7 @@ static void free_now(struct node_control *c)
 }
 
 /* Give back the descriptor and end the calls; the struct itself goes when no callback is above us. */
-static void shut(struct node_control *c)
+static void shut(struct fvm_node_control *c)
 {
     if (c->closed)
         return;
@@ -74,13 +74,13 @@ static void shut(struct node_control *c)
         finish_call(c, c->calls, NULL, &err);
 }
 
-void node_control_close(struct node_control **control_p)
+void fvm_node_control_close(struct fvm_node_control **control_p)
 {
-    struct node_control *c = *control_p;
+    struct fvm_node_control *c = *control_p;
     *control_p = NULL;
     if (!c)
         return;
-    c->hooks = (struct node_control_hooks){0};
+    c->hooks = (struct fvm_node_control_hooks){0};
     c->released = true;
     shut(c);
     if (!c->busy)
@@ -88,9 +88,9 @@ void node_control_close(struct node_control **control_p)
 }
 
 /* The peer went away or misbehaved: tell the owner, who closes. */
-static void lost(struct node_control *c, const char *why)
+static void lost(struct fvm_node_control *c, const char *why)
 {
-    struct node_control_hooks hooks = c->hooks;
+    struct fvm_node_control_hooks hooks = c->hooks;
     shut(c);
     if (hooks.closed)
         hooks.closed(hooks.ctx, why);
@@ -105,7 +105,7 @@ static int code_of(const char *name)
     return FVM_ESTATE;
 }
 
-static void reply_come(struct node_control *c, json_t *msg)
+static void reply_come(struct fvm_node_control *c, json_t *msg)
 {
     json_int_t id = json_integer_value(json_object_get(msg, "id"));
     struct call *call = c->calls;
@@ -125,7 +125,7 @@ static void reply_come(struct node_control *c, json_t *msg)
     finish_call(c, call, result, &err);
 }
 
-static bool handle_line(struct node_control *c, char *line, size_t len)
+static bool handle_line(struct fvm_node_control *c, char *line, size_t len)
 {
     json_error_t jerr;
     json_t *msg = json_loadb(line, len, JSON_REJECT_DUPLICATES, &jerr);
@@ -144,7 +144,7 @@ static bool handle_line(struct node_control *c, char *line, size_t len)
 }
 
 /* Whole lines out of in[]; a line longer than the limit is no line of ours. */
-static bool handle_input(struct node_control *c)
+static bool handle_input(struct fvm_node_control *c)
 {
     size_t start = 0;
     char *nl;
@@ -158,10 +158,10 @@ static bool handle_input(struct node_control *c)
         memmove(c->in, c->in + start, c->in_len - start);
         c->in_len -= start;
     }
-    return c->in_len < NODE_CONTROL_LINE_MAX;
+    return c->in_len < FVM_NODE_CONTROL_LINE_MAX;
 }
 
-static void flush_out(struct node_control *c)
+static void flush_out(struct fvm_node_control *c)
 {
     size_t sent = 0;
     while (sent < c->out_len) {
@@ -177,7 +177,7 @@ static void flush_out(struct node_control *c)
     fvm_loop_io_set(c->io, FVM_LOOP_IN | (c->out_len ? FVM_LOOP_OUT : 0));
 }
 
-static bool grow_in(struct node_control *c)
+static bool grow_in(struct fvm_node_control *c)
 {
     if (c->in_len < c->in_size)
         return true;
@@ -192,7 +192,7 @@ static bool grow_in(struct node_control *c)
 
 static void on_io(void *ctx, int fd, unsigned revents)
 {
-    struct node_control *c = ctx;
+    struct fvm_node_control *c = ctx;
     const char *why = NULL;
     c->busy++;
     if (revents & FVM_LOOP_OUT)
@@ -215,7 +215,7 @@ static void on_io(void *ctx, int fd, unsigned revents)
         free_now(c);
 }
 
-static void arm(struct node_control *c)
+static void arm(struct fvm_node_control *c)
 {
     uint64_t first = UINT64_MAX;
     for (struct call *call = c->calls; call; call = call->next)
@@ -225,7 +225,7 @@ static void arm(struct node_control *c)
 
 static void on_timer(void *ctx)
 {
-    struct node_control *c = ctx;
+    struct fvm_node_control *c = ctx;
     struct fvm_err err = {0};
     fvm_err_set(&err, FVM_ETIMEOUT, 0, "cluster", "the VM process does not answer on its control socket");
     c->busy++;
@@ -245,8 +245,8 @@ static void on_timer(void *ctx)
         free_now(c);
 }
 
-int node_control_open(struct fvm_loop *loop, const char *path, const struct node_control_hooks *hooks,
-                      struct node_control **ret_control, struct fvm_err *err)
+int fvm_node_control_open(struct fvm_loop *loop, const char *path, const struct fvm_node_control_hooks *hooks,
+                          struct fvm_node_control **ret_control, struct fvm_err *err)
 {
     struct sockaddr_un sa = {.sun_family = AF_UNIX};
     if (strlen(path) >= sizeof(sa.sun_path))
@@ -261,12 +261,12 @@ int node_control_open(struct fvm_loop *loop, const char *path, const struct node
         return fvm_err_set(err, nobody ? FVM_ENOENT : fvm_err_from_errno(sys), sys, "cluster", "%s: %s", path,
                            strerror(sys));
     }
-    struct node_control *c = calloc(1, sizeof(*c));
+    struct fvm_node_control *c = calloc(1, sizeof(*c));
     if (!c) {
         close(fd);
         return fvm_err_set(err, FVM_ENOMEM, 0, "cluster", "out of memory");
     }
-    *c = (struct node_control){.loop = loop, .hooks = *hooks, .fd = fd};
+    *c = (struct fvm_node_control){.loop = loop, .hooks = *hooks, .fd = fd};
     int rc = fvm_loop_io_add(loop, fd, FVM_LOOP_IN, on_io, c, &c->io);
     if (!rc)
         rc = fvm_loop_timer_add(loop, on_timer, c, &c->timer);
@@ -281,12 +281,13 @@ int node_control_open(struct fvm_loop *loop, const char *path, const struct node
     return 0;
 }
 
-int node_control_call(struct node_control *c, json_t *request, unsigned timeout_ms, node_control_done done, void *ctx)
+int fvm_node_control_call(struct fvm_node_control *c, json_t *request, unsigned timeout_ms, fvm_node_control_done done,
+                          void *ctx)
 {
     int rc = FVM_ENOMEM;
     char *text = NULL;
     struct call *call = NULL;
-    if (c->closed || c->call_count >= NODE_CONTROL_CALLS_MAX) {
+    if (c->closed || c->call_count >= FVM_NODE_CONTROL_CALLS_MAX) {
         rc = c->closed ? FVM_ECLOSED : FVM_EBUSY;
     } else if (request && json_object_set_new(request, "id", json_integer(++c->next_id)) == 0 &&
                (text = json_dumps(request, JSON_COMPACT)) && (call = calloc(1, sizeof(*call)))) {

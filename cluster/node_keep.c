@@ -21,7 +21,7 @@
 
 static const int ignored[] = {SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGPIPE, SIGUSR1, SIGUSR2, SIGTSTP, SIGTTIN, SIGTTOU};
 
-uint64_t node_keep_start_time(int pid)
+uint64_t fvm_node_keep_start_time(int pid)
 {
     char path[64], text[2048];
     snprintf(path, sizeof(path), "/proc/%d/stat", pid);
@@ -77,7 +77,7 @@ static void child(char *const *argv, int go)
     _exit(127);
 }
 
-void node_proc_keep(const char *dir, char *const *argv)
+void fvm_node_proc_keep(const char *dir, char *const *argv)
 {
     int go[2];
     char text[160];
@@ -93,13 +93,13 @@ void node_proc_keep(const char *dir, char *const *argv)
         fprintf(stderr, "fvm-node: cannot start a process: %s\n", strerror(errno));
         _exit(1);
     }
-    snprintf(text, sizeof(text), "%d %llu %d %llu\n", (int)pid, (unsigned long long)node_keep_start_time(pid),
-             (int)getpid(), (unsigned long long)node_keep_start_time(getpid()));
+    snprintf(text, sizeof(text), "%d %llu %d %llu\n", (int)pid, (unsigned long long)fvm_node_keep_start_time(pid),
+             (int)getpid(), (unsigned long long)fvm_node_keep_start_time(getpid()));
     write_file(dir, "pid", text);
-    if (write(NODE_KEEP_REPORT_FD, text, strlen(text)) < 0) {
+    if (write(FVM_NODE_KEEP_REPORT_FD, text, strlen(text)) < 0) {
         /* the daemon died meanwhile; it will read the file */
     }
-    close(NODE_KEEP_REPORT_FD);
+    close(FVM_NODE_KEEP_REPORT_FD);
     if (write(go[1], "g", 1) != 1)
         kill(pid, SIGKILL);
     int status = 0;

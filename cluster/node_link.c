@@ -14,13 +14,13 @@
 struct pending {
     struct pending *next;
     uint64_t id, deadline_ns;
-    node_link_done done;
+    fvm_node_link_done done;
     void *ctx;
 };
 
-struct node_link {
-    struct node_link *next;
-    struct node *node;
+struct fvm_node_link {
+    struct fvm_node_link *next;
+    struct fvm_node *node;
     struct fvm_port *port;
     char name[FVM_DIR_NAME_MAX + 1];
     char address[200];
@@ -30,7 +30,7 @@ struct node_link {
     struct pending *pending;
 };
 
-static void finish(struct node_link *link, struct pending *p, const Fvm__Reply *reply, const struct fvm_err *err)
+static void finish(struct fvm_node_link *link, struct pending *p, const Fvm__Reply *reply, const struct fvm_err *err)
 {
     for (struct pending **q = &link->pending; *q; q = &(*q)->next)
         if (*q == p) {
@@ -44,7 +44,7 @@ static void finish(struct node_link *link, struct pending *p, const Fvm__Reply *
 
 static void on_message(void *ctx, struct fvm_port *port, struct fvm_port_msg **msg_p)
 {
-    struct node_link *link = ctx;
+    struct fvm_node_link *link = ctx;
     struct fvm_err err = {0};
     Fvm__ClusterMessage *m = NULL;
     (void)port;
@@ -64,10 +64,10 @@ static void on_message(void *ctx, struct fvm_port *port, struct fvm_port_msg **m
     fvm__cluster_message__free_unpacked(m, NULL);
 }
 
-static void close_link(struct node_link *link, const char *why)
+static void close_link(struct fvm_node_link *link, const char *why)
 {
-    struct node *node = link->node;
-    for (struct node_link **p = &node->links; *p; p = &(*p)->next)
+    struct fvm_node *node = link->node;
+    for (struct fvm_node_link **p = &node->links; *p; p = &(*p)->next)
         if (*p == link) {
             *p = link->next;
             break;
@@ -81,10 +81,10 @@ static void close_link(struct node_link *link, const char *why)
 }
 
 /* The link to a member, made if there is none; one made for an old address or key is replaced. */
-static struct node_link *get_link(struct node *node, const char *name, struct fvm_err *err)
+static struct fvm_node_link *get_link(struct fvm_node *node, const char *name, struct fvm_err *err)
 {
     const struct fvm_dir_member *m = fvm_dir_find(&node->dir, FVM_DIR_NODE, name);
-    struct node_link *link = node->links;
+    struct fvm_node_link *link = node->links;
     while (link && strcmp(link->name, name))
         link = link->next;
     if (!m) {
@@ -121,10 +121,10 @@ static struct node_link *get_link(struct node *node, const char *name, struct fv
     return link;
 }
 
-int node_link_call(struct node *node, const char *name, Fvm__Request *request, unsigned timeout_ms, node_link_done done,
-                   void *ctx, struct fvm_err *err)
+int fvm_node_link_call(struct fvm_node *node, const char *name, Fvm__Request *request, unsigned timeout_ms,
+                       fvm_node_link_done done, void *ctx, struct fvm_err *err)
 {
-    struct node_link *link = get_link(node, name, err);
+    struct fvm_node_link *link = get_link(node, name, err);
     struct pending *p = link ? calloc(1, sizeof(*p)) : NULL;
     if (!link)
         return err && err->code ? err->code : FVM_ENOENT;
@@ -142,15 +142,15 @@ int node_link_call(struct node *node, const char *name, Fvm__Request *request, u
     return 0;
 }
 
-void node_link_cancel(struct node *node, void *ctx)
+void fvm_node_link_cancel(struct fvm_node *node, void *ctx)
 {
-    for (struct node_link *link = node->links; link; link = link->next)
+    for (struct fvm_node_link *link = node->links; link; link = link->next)
         for (struct pending *p = link->pending; p; p = p->next)
             if (p->ctx == ctx)
                 p->done = NULL;
 }
 
-void node_link_want(struct node *node, const char *name)
+void fvm_node_link_want(struct fvm_node *node, const char *name)
 {
     struct fvm_err err = {0};
     if (!get_link(node, name, &err))
@@ -158,14 +158,14 @@ void node_link_want(struct node *node, const char *name)
 }
 
 /* A frame that waited for a node to come back would be old news: no queue for those. */
-bool node_link_frame(struct node *node, const char *name, const void *frame, size_t len)
+bool fvm_node_link_frame(struct fvm_node *node, const char *name, const void *frame, size_t len)
 {
-    struct node_link *link = get_link(node, name, NULL);
+    struct fvm_node_link *link = get_link(node, name, NULL);
     return link && fvm_port_link(link->port) == FVM_PORT_UP && fvm_rpc_send_frame(link->port, NULL, frame, len) == 0;
 }
 
 /* The first call that is due; NULL when none is. */
-static struct pending *due(struct node_link *link, uint64_t now, bool dropped)
+static struct pending *due(struct fvm_node_link *link, uint64_t now, bool dropped)
 {
     for (struct pending *p = link->pending; p; p = p->next)
         if (dropped || p->deadline_ns <= now)
@@ -173,7 +173,7 @@ static struct pending *due(struct node_link *link, uint64_t now, bool dropped)
     return NULL;
 }
 
-static void tell_due(struct node_link *link, struct pending *p, bool dropped)
+static void tell_due(struct fvm_node_link *link, struct pending *p, bool dropped)
 {
     struct fvm_err err = {0};
     if (fvm_port_link(link->port) == FVM_PORT_REFUSED)
@@ -186,10 +186,10 @@ static void tell_due(struct node_link *link, struct pending *p, bool dropped)
     finish(link, p, NULL, &err);
 }
 
-void node_link_tick(struct node *node)
+void fvm_node_link_tick(struct fvm_node *node)
 {
     uint64_t now = fvm_now_ns();
-    struct node_link *link = node->links;
+    struct fvm_node_link *link = node->links;
     while (link) {
         unsigned drops = fvm_port_drops(link->port);
         struct pending *p = due(link, now, drops != link->drops);
@@ -203,7 +203,7 @@ void node_link_tick(struct node *node)
     }
 }
 
-void node_link_close_all(struct node *node)
+void fvm_node_link_close_all(struct fvm_node *node)
 {
     while (node->links)
         close_link(node->links, "this node is shutting down");

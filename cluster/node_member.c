@@ -20,9 +20,9 @@
 
 /* ---- allow-list ---- */
 
-bool node_member_allow(void *ctx, const char *public_key, const char *addr)
+bool fvm_node_member_allow(void *ctx, const char *public_key, const char *addr)
 {
-    struct node *node = ctx;
+    struct fvm_node *node = ctx;
     pthread_mutex_lock(&node->dir_lock);
     bool known = fvm_dir_find_key(&node->dir, public_key) != NULL;
     bool tell = false;
@@ -41,7 +41,7 @@ bool node_member_allow(void *ctx, const char *public_key, const char *addr)
     return known;
 }
 
-void node_member_reload(struct node *node)
+void fvm_node_member_reload(struct fvm_node *node)
 {
     char path[4200];
     struct stat st;
@@ -66,7 +66,7 @@ void node_member_reload(struct node *node)
     node->dir = fresh;
     pthread_mutex_unlock(&node->dir_lock);
     fvm_dir_fini(&old);
-    node_net_members(node);
+    fvm_node_net_members(node);
     fvm_log(INFO, "node.members", "count=%zu", fresh.member_count);
 }
 
@@ -80,12 +80,12 @@ static void identity(char *buf, size_t size)
     if (fvm_dir_read_file("/proc/sys/kernel/random/boot_id", 64, &boot, NULL, NULL) == 0)
         boot[strcspn(boot, "\n")] = 0;
     snprintf(buf, size, "%s %d %llu", boot ? boot : "?", (int)getpid(),
-             (unsigned long long)node_keep_start_time(getpid()));
+             (unsigned long long)fvm_node_keep_start_time(getpid()));
     free(boot);
 }
 
 /* 0: the name is free or its holder is certainly dead; *ret_revision is what to swap against. */
-static int judge_holder(struct node *node, const char *key, uint64_t *ret_revision, struct fvm_err *err)
+static int judge_holder(struct fvm_node *node, const char *key, uint64_t *ret_revision, struct fvm_err *err)
 {
     struct fvm_store_item item = {0};
     int rc = fvm_store_get(node->store, key, &item, err);
@@ -102,7 +102,7 @@ static int judge_holder(struct node *node, const char *key, uint64_t *ret_revisi
                   sscanf(me, "%63s %d %llu", mine, &my_pid, &my_start) == 3;
     bool here = parsed && strcmp(boot, mine) == 0;
     *ret_revision = item.revision;
-    if (here && node_keep_start_time(pid) != start)
+    if (here && fvm_node_keep_start_time(pid) != start)
         rc = 0; /* it ran on this kernel and is gone */
     else
         rc = fvm_err_set(err, FVM_EBUSY, 0, "cluster",
@@ -113,16 +113,16 @@ static int judge_holder(struct node *node, const char *key, uint64_t *ret_revisi
     return rc;
 }
 
-static int take_name(struct node *node, struct fvm_err *err)
+static int take_name(struct fvm_node *node, struct fvm_err *err)
 {
     char key[FVM_STORE_KEY_MAX], me[160];
     uint64_t expect = 0;
-    vmdb_key(VMDB_ALIVE, node->name, key, sizeof(key));
+    fvm_vmdb_key(FVM_VMDB_ALIVE, node->name, key, sizeof(key));
     identity(me, sizeof(me));
     int rc = judge_holder(node, key, &expect, err);
     node->lease = 0;
     if (!rc)
-        rc = fvm_store_lease(node->store, &node->lease, NODE_LEASE_MS, err);
+        rc = fvm_store_lease(node->store, &node->lease, FVM_NODE_LEASE_MS, err);
     if (!rc) {
         rc = fvm_store_cas(node->store, key, expect, me, strlen(me), node->lease, &node->alive_revision, err);
         if (rc == FVM_ECONFLICT)
@@ -133,7 +133,7 @@ static int take_name(struct node *node, struct fvm_err *err)
 }
 
 /* /node/NAME: what others are told of us, with the time we were last seen. */
-static int describe(struct node *node, struct fvm_err *err)
+static int describe(struct fvm_node *node, struct fvm_err *err)
 {
     char key[FVM_STORE_KEY_MAX];
     struct sysinfo si;
@@ -150,20 +150,20 @@ static int describe(struct node *node, struct fvm_err *err)
         info.memory_bytes = (uint64_t)si.totalram * si.mem_unit;
         info.memory_free_bytes = (uint64_t)(si.freeram + si.bufferram) * si.mem_unit;
     }
-    for (struct node_vm *vm = node->vms; vm; vm = vm->next)
+    for (struct fvm_node_vm *vm = node->vms; vm; vm = vm->next)
         info.vms_running += vm->proc != NULL;
-    vmdb_key(VMDB_NODE, node->name, key, sizeof(key));
+    fvm_vmdb_key(FVM_VMDB_NODE, node->name, key, sizeof(key));
     int rc = fvm_store_get(node->store, key, &item, err);
     if (rc == 0 || rc == FVM_ENOENT)
-        rc = vmdb_put(node->store, key, rc ? 0 : item.revision, &info.base, 0, NULL, err);
+        rc = fvm_vmdb_put(node->store, key, rc ? 0 : item.revision, &info.base, 0, NULL, err);
     fvm_store_item_fini(&item);
     node->seen_ns = fvm_now_ns();
     return rc;
 }
 
-int node_member_join(struct node *node, struct fvm_err *err)
+int fvm_node_member_join(struct fvm_node *node, struct fvm_err *err)
 {
-    node_member_reload(node);
+    fvm_node_member_reload(node);
     int rc = take_name(node, err);
     struct fvm_store_items items = {0};
     if (!rc)
@@ -174,49 +174,49 @@ int node_member_join(struct node *node, struct fvm_err *err)
     return rc;
 }
 
-void node_member_leave(struct node *node)
+void fvm_node_member_leave(struct fvm_node *node)
 {
     if (node->lease)
         (void)fvm_store_lease(node->store, &node->lease, 0, NULL);
 }
 
-static int beat(struct node *node, struct fvm_err *err)
+static int beat(struct fvm_node *node, struct fvm_err *err)
 {
     uint64_t now = fvm_now_ns();
     int rc = 0;
-    if (now - node->renewed_ns >= NODE_RENEW_MS * 1000000ull) {
-        rc = fvm_store_lease(node->store, &node->lease, NODE_LEASE_MS, err);
+    if (now - node->renewed_ns >= FVM_NODE_RENEW_MS * 1000000ull) {
+        rc = fvm_store_lease(node->store, &node->lease, FVM_NODE_LEASE_MS, err);
         if (rc == FVM_ENOENT) { /* we were stopped or starved for too long */
             fvm_log(WARN, "node.lease_lost", "after_ms=%llu", (unsigned long long)((now - node->renewed_ns) / 1000000));
             rc = take_name(node, err);
             if (!rc)
-                node_net_lease(node);
+                fvm_node_net_lease(node);
         }
         if (!rc)
             node->renewed_ns = now;
     }
-    if (!rc && now - node->seen_ns >= NODE_SEEN_MS * 1000000ull)
+    if (!rc && now - node->seen_ns >= FVM_NODE_SEEN_MS * 1000000ull)
         rc = describe(node, err);
     return rc;
 }
 
 /* What changed in the store since the last look goes to the agent. */
-static int look(struct node *node, struct fvm_err *err)
+static int look(struct fvm_node *node, struct fvm_err *err)
 {
     struct fvm_store_items items = {0};
     int rc = fvm_store_watch(node->store, "/vm/", &node->watched, 0, &items, err);
     if (rc == FVM_ESTATE)
         rc = fvm_store_list(node->store, "/vm/", &items, &node->watched, err);
     if (!rc)
-        node_agent_look(node, &items);
+        fvm_node_agent_look(node, &items);
     fvm_store_items_fini(&items);
     return rc;
 }
 
-void node_member_tick(struct node *node)
+void fvm_node_member_tick(struct fvm_node *node)
 {
     struct fvm_err err = {0};
-    node_member_reload(node);
+    fvm_node_member_reload(node);
     int rc = beat(node, &err);
     if (!rc)
         rc = look(node, &err);
@@ -226,28 +226,28 @@ void node_member_tick(struct node *node)
         fvm_log(INFO, "node.store_back", "url=%s", fvm_store_url(node->store));
     node->store_lost = rc != 0;
     if (!rc)
-        node_agent_repair(node);
+        fvm_node_agent_repair(node);
 }
 
-bool node_member_up(struct node *node, const char *name)
+bool fvm_node_member_up(struct fvm_node *node, const char *name)
 {
     char key[FVM_STORE_KEY_MAX];
     struct fvm_store_item item = {0};
-    vmdb_key(VMDB_ALIVE, name, key, sizeof(key));
+    fvm_vmdb_key(FVM_VMDB_ALIVE, name, key, sizeof(key));
     int rc = fvm_store_get(node->store, key, &item, NULL);
     fvm_store_item_fini(&item);
     return rc == 0;
 }
 
 /* Members come from cluster.json; what they said of themselves and whether they live from the store. */
-static Fvm__NodeInfo *member_info(struct node *node, const struct fvm_dir_member *m)
+static Fvm__NodeInfo *member_info(struct fvm_node *node, const struct fvm_dir_member *m)
 {
     char key[FVM_STORE_KEY_MAX];
     struct fvm_store_item item = {0};
     Fvm__NodeInfo *info = NULL;
-    vmdb_key(VMDB_NODE, m->name, key, sizeof(key));
+    fvm_vmdb_key(FVM_VMDB_NODE, m->name, key, sizeof(key));
     if (fvm_store_get(node->store, key, &item, NULL) == 0)
-        (void)vmdb_unpack(&item, &fvm__node_info__descriptor, &info, NULL);
+        (void)fvm_vmdb_unpack(&item, &fvm__node_info__descriptor, &info, NULL);
     fvm_store_item_fini(&item);
     if (!info && (info = malloc(sizeof(*info))))
         fvm__node_info__init(info);
@@ -260,11 +260,11 @@ static Fvm__NodeInfo *member_info(struct node *node, const struct fvm_dir_member
             free(*fields[i]);
         *fields[i] = strdup(texts[i]);
     }
-    info->up = node_member_up(node, m->name);
+    info->up = fvm_node_member_up(node, m->name);
     return info;
 }
 
-int node_member_list(struct node *node, Fvm__Reply *reply, struct fvm_err *err)
+int fvm_node_member_list(struct fvm_node *node, Fvm__Reply *reply, struct fvm_err *err)
 {
     reply->nodes = calloc(node->dir.member_count + 1, sizeof(*reply->nodes));
     if (!reply->nodes)

@@ -20,7 +20,7 @@
 #include "vmm/vm_unix.h"
 
 struct node_metrics {
-    struct node *node;
+    struct fvm_node *node;
     int fd;
     struct fvm_loop_io *io;
     char path[4200];
@@ -33,22 +33,22 @@ static void put(FILE *out, const char *name, const char *type, const char *help,
     fprintf(out, "%s%s %llu\n", name, labels, (unsigned long long)value);
 }
 
-static void put_vms(FILE *out, const struct node *node)
+static void put_vms(FILE *out, const struct fvm_node *node)
 {
     static const char name[] = "fvm_vm_up";
     bool first = true;
-    for (const struct node_vm *vm = node->vms; vm; vm = vm->next) {
+    for (const struct fvm_node_vm *vm = node->vms; vm; vm = vm->next) {
         char labels[256];
-        snprintf(labels, sizeof(labels), "{vm=\"%s\",state=\"%s\"}", vm->name, node_vm_state_text(vm));
+        snprintf(labels, sizeof(labels), "{vm=\"%s\",state=\"%s\"}", vm->name, fvm_node_vm_state_text(vm));
         put(out, name, "gauge", first ? "1 for each VM with a process on this node" : NULL, labels, 1);
         first = false;
     }
 }
 
-static void write_text(FILE *out, struct node *node)
+static void write_text(FILE *out, struct fvm_node *node)
 {
     unsigned vms = 0;
-    for (const struct node_vm *vm = node->vms; vm; vm = vm->next)
+    for (const struct fvm_node_vm *vm = node->vms; vm; vm = vm->next)
         vms++;
     pthread_mutex_lock(&node->dir_lock);
     uint64_t refused = node->refused;
@@ -62,11 +62,11 @@ static void write_text(FILE *out, struct node *node)
     put(out, "fvm_node_moves_total", "counter", "guests that moved away from here", "", node->moves_total);
     put(out, "fvm_node_moves_failed_total", "counter", "migrations from here that came to nothing", "",
         node->moves_failed_total);
-    node_net_metrics(node, out);
+    fvm_node_net_metrics(node, out);
     put_vms(out, node);
 }
 
-static void serve(struct node *node, int fd)
+static void serve(struct fvm_node *node, int fd)
 {
     char request[2048], *text = NULL;
     size_t len = 0;
@@ -97,7 +97,7 @@ static void on_io(void *ctx, int fd, unsigned revents)
     close(client);
 }
 
-int node_metrics_open(struct node *node, struct fvm_err *err)
+int fvm_node_metrics_open(struct fvm_node *node, struct fvm_err *err)
 {
     struct node_metrics *m = calloc(1, sizeof(*m));
     if (!m)
@@ -112,7 +112,7 @@ int node_metrics_open(struct node *node, struct fvm_err *err)
     return rc;
 }
 
-void node_metrics_close(struct node *node)
+void fvm_node_metrics_close(struct fvm_node *node)
 {
     struct node_metrics *m = node->metrics;
     if (!m)

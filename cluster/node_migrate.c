@@ -26,37 +26,37 @@ enum { READY_MS = 20000 };
 
 /* ---- source ---- */
 
-void node_move_free(struct node_vm *vm)
+void fvm_node_move_free(struct fvm_node_vm *vm)
 {
-    struct node_move *m = vm->leaving;
+    struct fvm_node_move *m = vm->leaving;
     if (!m)
         return;
     vm->leaving = NULL;
-    node_link_cancel(vm->node, vm);
+    fvm_node_link_cancel(vm->node, vm);
     if (m->call) {
         struct fvm_err err = {0};
         fvm_err_set(&err, FVM_ECLOSED, 0, "cluster", "node %s stopped watching; \"vm show %s\" tells how it ended",
                     vm->node->name, vm->name);
         m->call->cancelled = m->call->gone = NULL;
-        node_call_fail(m->call, &err);
+        fvm_node_call_fail(m->call, &err);
     }
     free(m);
 }
 
-static void drop_destination(struct node_vm *vm, const char *to)
+static void drop_destination(struct fvm_node_vm *vm, const char *to)
 {
     Fvm__Request request = FVM__REQUEST__INIT;
     Fvm__VmName name = FVM__VM_NAME__INIT;
     name.name = vm->name;
     request.what_case = FVM__REQUEST__WHAT_INCOMING_DROP;
     request.incoming_drop = &name;
-    (void)node_link_call(vm->node, to, &request, NODE_ASK_MS, NULL, NULL, NULL);
+    (void)fvm_node_link_call(vm->node, to, &request, FVM_NODE_ASK_MS, NULL, NULL, NULL);
 }
 
-static void move_failed(struct node_vm *vm, const struct fvm_err *err)
+static void move_failed(struct fvm_node_vm *vm, const struct fvm_err *err)
 {
-    struct node_move *m = vm->leaving;
-    struct node_call *call = m->call;
+    struct fvm_node_move *m = vm->leaving;
+    struct fvm_node_call *call = m->call;
     vm->node->moves_failed_total++;
     fvm_log(WARN, "vm.migrate_failed", "vm=%s to=%s why=\"%s\"", vm->name, m->to, err->text);
     m->call = NULL;
@@ -64,9 +64,9 @@ static void move_failed(struct node_vm *vm, const struct fvm_err *err)
         drop_destination(vm, m->to);
     if (call) {
         call->cancelled = call->gone = NULL;
-        node_call_fail(call, err);
+        fvm_node_call_fail(call, err);
     }
-    node_move_free(vm);
+    fvm_node_move_free(vm);
 }
 
 static uint64_t number(json_t *o, const char *key)
@@ -108,9 +108,9 @@ static void fill_progress(Fvm__MigrateProgress *p, json_t *e)
     p->verified = json_is_true(json_object_get(e, "verified"));
 }
 
-static void move_done(struct node_vm *vm, json_t *event)
+static void move_done(struct fvm_node_vm *vm, json_t *event)
 {
-    struct node_move *m = vm->leaving;
+    struct fvm_node_move *m = vm->leaving;
     const char *outcome = word(event, "outcome");
     struct fvm_err err = {0};
     bool moved = strcmp(outcome, "moved") == 0;
@@ -128,7 +128,7 @@ static void move_done(struct node_vm *vm, json_t *event)
         move_failed(vm, &err);
         return;
     }
-    struct node_call *call = m->call;
+    struct fvm_node_call *call = m->call;
     Fvm__MigrateProgress p = FVM__MIGRATE_PROGRESS__INIT;
     Fvm__Reply reply = FVM__REPLY__INIT;
     char text[300];
@@ -151,14 +151,14 @@ static void move_done(struct node_vm *vm, json_t *event)
         drop_destination(vm, m->to);
     if (call) {
         call->cancelled = call->gone = NULL;
-        node_call_end(call, &reply);
+        fvm_node_call_end(call, &reply);
     }
-    node_move_free(vm);
+    fvm_node_move_free(vm);
 }
 
-void node_migrate_event(struct node_vm *vm, json_t *event)
+void fvm_node_migrate_event(struct fvm_node_vm *vm, json_t *event)
 {
-    struct node_move *m = vm->leaving;
+    struct fvm_node_move *m = vm->leaving;
     const char *name = word(event, "event");
     if (!m)
         return;
@@ -169,21 +169,21 @@ void node_migrate_event(struct node_vm *vm, json_t *event)
         Fvm__Reply reply = FVM__REPLY__INIT;
         fill_progress(&p, event);
         reply.progress = &p;
-        node_call_send(m->call, &reply);
+        fvm_node_call_send(m->call, &reply);
     }
 }
 
 /* The process ended without saying how the migration did: the record knows. */
-void node_migrate_ended(struct node_vm *vm, const struct node_proc_end *end)
+void fvm_node_migrate_ended(struct fvm_node_vm *vm, const struct fvm_node_proc_end *end)
 {
     struct fvm_ho_record r;
     struct fvm_err err = {0};
     (void)end;
     if (vm->coming && vm->coming->call) {
         char words[300];
-        node_proc_last_words(vm->dir, words, sizeof(words));
+        fvm_node_proc_last_words(vm->dir, words, sizeof(words));
         fvm_err_set(&err, FVM_EIO, 0, "cluster", "node %s: the destination's process ended: %s", vm->node->name, words);
-        node_call_fail(vm->coming->call, &err);
+        fvm_node_call_fail(vm->coming->call, &err);
         vm->coming->call = NULL;
     }
     if (!vm->leaving)
@@ -197,7 +197,7 @@ void node_migrate_ended(struct node_vm *vm, const struct node_proc_end *end)
 
 static void on_migrate_reply(void *ctx, json_t *result, const struct fvm_err *err)
 {
-    struct node_vm *vm = ctx;
+    struct fvm_node_vm *vm = ctx;
     (void)result;
     if (err->code && vm->leaving && err->code != FVM_ECLOSED)
         move_failed(vm, err);
@@ -205,8 +205,8 @@ static void on_migrate_reply(void *ctx, json_t *result, const struct fvm_err *er
 
 static void on_ready(void *ctx, const Fvm__Reply *reply, const struct fvm_err *err)
 {
-    struct node_vm *vm = ctx;
-    struct node_move *m = vm->leaving;
+    struct fvm_node_vm *vm = ctx;
+    struct fvm_node_move *m = vm->leaving;
     struct fvm_err why = *err;
     m->drop_there = true;
     if (!err->code && (!reply->ready || !fvm_port_key_valid(reply->ready->public_key)))
@@ -221,7 +221,7 @@ static void on_ready(void *ctx, const Fvm__Reply *reply, const struct fvm_err *e
                              "max_downtime_ms", (json_int_t)m->max_downtime_ms, "deadline_ms",
                              (json_int_t)m->deadline_ms, "on_miss", m->on_miss, "dry_run", (int)m->dry_run,
                              "rate_limit_bytes", (json_int_t)FVM_MIN(m->rate_limit_bytes, (uint64_t)INT64_MAX));
-    if (!why.code && (!vm->control || node_control_call(vm->control, request, READY_MS, on_migrate_reply, vm)))
+    if (!why.code && (!vm->control || fvm_node_control_call(vm->control, request, READY_MS, on_migrate_reply, vm)))
         fvm_err_set(&why, FVM_ECLOSED, 0, "cluster", "VM %s: its control socket does not answer", vm->name);
     if (why.code)
         move_failed(vm, &why);
@@ -231,7 +231,7 @@ static void on_ready(void *ctx, const Fvm__Reply *reply, const struct fvm_err *e
 
 static void on_key(void *ctx, json_t *result, const struct fvm_err *err)
 {
-    struct node_vm *vm = ctx;
+    struct fvm_node_vm *vm = ctx;
     struct fvm_err why = *err;
     const char *key = word(result, "public_key");
     if (!vm->leaving)
@@ -246,7 +246,7 @@ static void on_key(void *ctx, json_t *result, const struct fvm_err *err)
         in.source_key = (char *)(uintptr_t)key;
         request.what_case = FVM__REQUEST__WHAT_INCOMING;
         request.incoming = &in;
-        node_link_call(vm->node, vm->leaving->to, &request, READY_MS, on_ready, vm, &why);
+        fvm_node_link_call(vm->node, vm->leaving->to, &request, READY_MS, on_ready, vm, &why);
     }
     if (why.code)
         move_failed(vm, &why);
@@ -254,34 +254,34 @@ static void on_key(void *ctx, json_t *result, const struct fvm_err *err)
 
 static void on_cancel_reply(void *ctx, json_t *result, const struct fvm_err *err)
 {
-    struct node_vm *vm = ctx;
+    struct fvm_node_vm *vm = ctx;
     (void)result;
     if (err->code)
         fvm_log(WARN, "vm.migrate_cancel", "vm=%s why=\"%s\"", vm->name, err->text);
 }
 
-static void on_cancelled(struct node_call *call)
+static void on_cancelled(struct fvm_node_call *call)
 {
-    struct node_vm *vm = call->ctx;
-    struct node_move *m = vm->leaving;
+    struct fvm_node_vm *vm = call->ctx;
+    struct fvm_node_move *m = vm->leaving;
     m->cancelled = true;
     if (m->started && vm->control)
-        (void)node_control_call(vm->control, json_pack("{s:s}", "cmd", "migrate-cancel"), NODE_ASK_MS, on_cancel_reply,
-                                vm);
+        (void)fvm_node_control_call(vm->control, json_pack("{s:s}", "cmd", "migrate-cancel"), FVM_NODE_ASK_MS,
+                                    on_cancel_reply, vm);
 }
 
 /* The operator's tool ended: the migration does not. */
-static void on_gone(struct node_call *call)
+static void on_gone(struct fvm_node_call *call)
 {
-    struct node_vm *vm = call->ctx;
+    struct fvm_node_vm *vm = call->ctx;
     vm->leaving->call = NULL;
     call->cancelled = call->gone = NULL;
-    node_call_text(call, "nobody listens");
+    fvm_node_call_text(call, "nobody listens");
 }
 
-static int check_move(struct node_vm *vm, const Fvm__VmMigrate *r, struct fvm_err *err)
+static int check_move(struct fvm_node_vm *vm, const Fvm__VmMigrate *r, struct fvm_err *err)
 {
-    struct node *node = vm->node;
+    struct fvm_node *node = vm->node;
     struct fvm_ho_record record;
     if (vm->leaving)
         return fvm_err_set(err, FVM_ESTATE, 0, "cluster", "VM %s is being migrated to node %s already", vm->name,
@@ -290,7 +290,7 @@ static int check_move(struct node_vm *vm, const Fvm__VmMigrate *r, struct fvm_er
         return fvm_err_set(err, FVM_EINVAL, 0, "cluster", "VM %s is on node %s already", vm->name, node->name);
     if (!fvm_dir_find(&node->dir, FVM_DIR_NODE, r->to))
         return fvm_err_set(err, FVM_ENOENT, 0, "cluster", "no node \"%.80s\" in this cluster", r->to);
-    if (!node_member_up(node, r->to))
+    if (!fvm_node_member_up(node, r->to))
         return fvm_err_set(err, FVM_EIO, 0, "cluster", "node %s is down", r->to);
     if (r->on_miss[0] && strcmp(r->on_miss, "cancel") && strcmp(r->on_miss, "pause"))
         return fvm_err_set(err, FVM_EINVAL, 0, "cluster", "on-miss \"%.20s\": cancel or pause", r->on_miss);
@@ -308,26 +308,26 @@ static int check_move(struct node_vm *vm, const Fvm__VmMigrate *r, struct fvm_er
     return rc;
 }
 
-void node_migrate_start(struct node_call *call, struct node_vm *vm, const Fvm__VmMigrate *r)
+void fvm_node_migrate_start(struct fvm_node_call *call, struct fvm_node_vm *vm, const Fvm__VmMigrate *r)
 {
     struct fvm_err err = {0};
-    struct node_move *m = NULL;
+    struct fvm_node_move *m = NULL;
     if (!check_move(vm, r, &err) && !(m = calloc(1, sizeof(*m))))
         fvm_err_set(&err, FVM_ENOMEM, 0, "cluster", "out of memory");
     if (!err.code) {
-        *m = (struct node_move){.call = call,
-                                .max_downtime_ms = r->max_downtime_ms,
-                                .deadline_ms = r->deadline_ms,
-                                .dry_run = r->dry_run,
-                                .rate_limit_bytes = r->rate_limit_bytes};
+        *m = (struct fvm_node_move){.call = call,
+                                    .max_downtime_ms = r->max_downtime_ms,
+                                    .deadline_ms = r->deadline_ms,
+                                    .dry_run = r->dry_run,
+                                    .rate_limit_bytes = r->rate_limit_bytes};
         snprintf(m->to, sizeof(m->to), "%s", r->to);
         snprintf(m->on_miss, sizeof(m->on_miss), "%s", r->on_miss[0] ? r->on_miss : "cancel");
         vm->leaving = m;
         call->ctx = vm;
         call->cancelled = on_cancelled;
         call->gone = on_gone;
-        if (node_control_call(vm->control, json_pack("{s:s}", "cmd", "migrate-key"), NODE_ASK_MS * 2, on_key, vm) ==
-            0) {
+        if (fvm_node_control_call(vm->control, json_pack("{s:s}", "cmd", "migrate-key"), FVM_NODE_ASK_MS * 2, on_key,
+                                  vm) == 0) {
             fvm_log(INFO, "vm.migrate", "vm=%s to=%s by=\"%s\"", vm->name, m->to, call->who);
             return;
         }
@@ -335,35 +335,35 @@ void node_migrate_start(struct node_call *call, struct node_vm *vm, const Fvm__V
         move_failed(vm, &err);
         return;
     }
-    node_call_fail(call, &err);
+    fvm_node_call_fail(call, &err);
 }
 
 /* ---- destination ---- */
 
-void node_incoming_free(struct node_vm *vm)
+void fvm_node_incoming_free(struct fvm_node_vm *vm)
 {
-    struct node_arrival *a = vm->coming;
+    struct fvm_node_arrival *a = vm->coming;
     if (!a)
         return;
     vm->coming = NULL;
     if (a->call) {
         struct fvm_err err = {0};
         fvm_err_set(&err, FVM_ECANCELLED, 0, "cluster", "node %s gave up on VM %s", vm->node->name, vm->name);
-        node_call_fail(a->call, &err);
+        fvm_node_call_fail(a->call, &err);
     }
     free(a);
 }
 
 static void on_listening(void *ctx, json_t *result, const struct fvm_err *err)
 {
-    struct node_vm *vm = ctx;
-    struct node_call *call = vm->coming ? vm->coming->call : NULL;
-    if (!call || vm->state != NODE_VM_INCOMING)
+    struct fvm_node_vm *vm = ctx;
+    struct fvm_node_call *call = vm->coming ? vm->coming->call : NULL;
+    if (!call || vm->state != FVM_NODE_VM_INCOMING)
         return;
     vm->coming->call = NULL;
     if (err->code) {
-        node_call_fail(call, err);
-        node_proc_kill(vm->proc, SIGKILL);
+        fvm_node_call_fail(call, err);
+        fvm_node_proc_kill(vm->proc, SIGKILL);
         return;
     }
     Fvm__Reply reply = FVM__REPLY__INIT;
@@ -371,23 +371,23 @@ static void on_listening(void *ctx, json_t *result, const struct fvm_err *err)
     ready.address = (char *)(uintptr_t)word(result, "address");
     ready.public_key = (char *)(uintptr_t)word(result, "public_key");
     reply.ready = &ready;
-    node_call_end(call, &reply);
+    fvm_node_call_end(call, &reply);
 }
 
 /* The new process answers: tell it whom to expect, and where the record is. */
-void node_incoming_connected(struct node_vm *vm)
+void fvm_node_incoming_connected(struct fvm_node_vm *vm)
 {
     if (!vm->coming) /* adopted: it knows already */
         return;
     json_t *request = json_pack("{s:s, s:s, s:s, s:s, s:s}", "cmd", "incoming", "self", vm->node->name, "store",
                                 fvm_store_url(vm->node->store), "vm", vm->name, "allow", vm->coming->source_key);
-    if (node_control_call(vm->control, request, READY_MS, on_listening, vm))
-        node_proc_kill(vm->proc, SIGKILL);
+    if (fvm_node_control_call(vm->control, request, READY_MS, on_listening, vm))
+        fvm_node_proc_kill(vm->proc, SIGKILL);
 }
 
-static int check_incoming(struct node_call *call, const Fvm__Incoming *r, struct fvm_err *err)
+static int check_incoming(struct fvm_node_call *call, const Fvm__Incoming *r, struct fvm_err *err)
 {
-    struct node *node = call->node;
+    struct fvm_node *node = call->node;
     struct fvm_ho_record record;
     if (!r->config || strcmp(r->config->name, r->name) || !fvm_port_key_valid(r->source_key))
         return fvm_err_set(err, FVM_EPROTO, 0, "cluster", "an incoming VM without a configuration or key");
@@ -404,14 +404,15 @@ static int check_incoming(struct node_call *call, const Fvm__Incoming *r, struct
 
 /* The guest left here a moment ago, or an attempt came to nothing: that process is about to end, and its end starts the
  * next. */
-static int wait_for_end(struct node_call *call, const Fvm__Incoming *r, struct node_vm *old, struct fvm_err *err)
+static int wait_for_end(struct fvm_node_call *call, const Fvm__Incoming *r, struct fvm_node_vm *old,
+                        struct fvm_err *err)
 {
     if (old->queued)
         return fvm_err_set(err, FVM_EBUSY, 0, "cluster", "VM %s is on its way to node %s already", old->name,
                            call->node->name);
     size_t len = fvm__incoming__get_packed_size(r);
     uint8_t *data = malloc(len + 1);
-    struct node_queued *q = calloc(1, sizeof(*q));
+    struct fvm_node_queued *q = calloc(1, sizeof(*q));
     if (data && q) {
         fvm__incoming__pack(r, data);
         q->request = fvm__incoming__unpack(NULL, len, data);
@@ -423,28 +424,28 @@ static int wait_for_end(struct node_call *call, const Fvm__Incoming *r, struct n
     }
     q->call = call;
     old->queued = q;
-    if (old->state == NODE_VM_INCOMING)
-        node_proc_kill(old->proc, SIGKILL);
+    if (old->state == FVM_NODE_VM_INCOMING)
+        fvm_node_proc_kill(old->proc, SIGKILL);
     return 0;
 }
 
-void node_incoming_next(struct node_queued *queued)
+void fvm_node_incoming_next(struct fvm_node_queued *queued)
 {
     if (!queued)
         return;
     if (queued->call)
-        node_incoming_start(queued->call, queued->request);
+        fvm_node_incoming_start(queued->call, queued->request);
     fvm__incoming__free_unpacked(queued->request, NULL);
     free(queued);
 }
 
-void node_incoming_start(struct node_call *call, const Fvm__Incoming *r)
+void fvm_node_incoming_start(struct fvm_node_call *call, const Fvm__Incoming *r)
 {
     struct fvm_err err = {0};
-    struct node_vm *vm = NULL;
-    struct node_arrival *a = NULL;
+    struct fvm_node_vm *vm = NULL;
+    struct fvm_node_arrival *a = NULL;
     int rc = check_incoming(call, r, &err);
-    struct node_vm *old = node_vm_find(call->node, r->name);
+    struct fvm_node_vm *old = fvm_node_vm_find(call->node, r->name);
     if (!rc && old && (rc = wait_for_end(call, r, old, &err)) == 0)
         return;
     if (!rc && !(a = calloc(1, sizeof(*a))))
@@ -453,22 +454,22 @@ void node_incoming_start(struct node_call *call, const Fvm__Incoming *r)
         a->call = call;
         snprintf(a->from, sizeof(a->from), "%s", call->who + 5);
         snprintf(a->source_key, sizeof(a->source_key), "%s", r->source_key);
-        rc = node_vm_start(call->node, r->name, r->config, a, &vm, &err);
+        rc = fvm_node_vm_start(call->node, r->name, r->config, a, &vm, &err);
     }
     if (rc) {
         free(a);
-        node_call_fail(call, &err);
+        fvm_node_call_fail(call, &err);
     }
 }
 
 /* It came to nothing. Only a process that the record does not need is ended. */
-void node_incoming_drop(struct node_call *call, const char *name)
+void fvm_node_incoming_drop(struct fvm_node_call *call, const char *name)
 {
-    struct node_vm *vm = node_vm_find(call->node, name);
-    if (vm && vm->state == NODE_VM_INCOMING && !node_vm_owned(call->node, name)) {
+    struct fvm_node_vm *vm = fvm_node_vm_find(call->node, name);
+    if (vm && vm->state == FVM_NODE_VM_INCOMING && !fvm_node_vm_owned(call->node, name)) {
         snprintf(vm->how, sizeof(vm->how), "the migration came to nothing");
         vm->killed = true;
-        node_proc_kill(vm->proc, SIGTERM);
+        fvm_node_proc_kill(vm->proc, SIGTERM);
     }
-    node_call_text(call, "dropped");
+    fvm_node_call_text(call, "dropped");
 }

@@ -18,12 +18,12 @@
 
 struct net_link {
     struct net_link *next;
-    struct node *node;
+    struct fvm_node *node;
     struct fvm_switch_link *link;
     char name[FVM_DIR_NAME_MAX + 1];
 };
 
-struct node_net {
+struct fvm_node_net {
     struct fvm_switch *sw;
     struct net_link *links;
     bool gateway;
@@ -33,12 +33,12 @@ struct node_net {
 static bool send_frame(void *ctx, const uint8_t *frame, size_t len)
 {
     struct net_link *l = ctx;
-    return node_link_frame(l->node, l->name, frame, len);
+    return fvm_node_link_frame(l->node, l->name, frame, len);
 }
 
 static const struct fvm_switch_link_ops link_ops = {.send = send_frame};
 
-static void remove_link(struct node_net *net, struct net_link *l)
+static void remove_link(struct fvm_node_net *net, struct net_link *l)
 {
     for (struct net_link **p = &net->links; *p; p = &(*p)->next)
         if (*p == l) {
@@ -49,7 +49,7 @@ static void remove_link(struct node_net *net, struct net_link *l)
     free(l);
 }
 
-static void add_link(struct node *node, const char *name)
+static void add_link(struct fvm_node *node, const char *name)
 {
     struct net_link *l = calloc(1, sizeof(*l));
     if (!l)
@@ -62,10 +62,10 @@ static void add_link(struct node *node, const char *name)
     }
     l->next = node->net->links;
     node->net->links = l;
-    node_link_want(node, name);
+    fvm_node_link_want(node, name);
 }
 
-static struct net_link *find_link(const struct node *node, const char *name)
+static struct net_link *find_link(const struct fvm_node *node, const char *name)
 {
     struct net_link *l = node->net ? node->net->links : NULL;
     while (l && strcmp(l->name, name))
@@ -73,7 +73,7 @@ static struct net_link *find_link(const struct node *node, const char *name)
     return l;
 }
 
-void node_net_members(struct node *node)
+void fvm_node_net_members(struct fvm_node *node)
 {
     if (!node->net)
         return;
@@ -89,14 +89,14 @@ void node_net_members(struct node *node)
     }
 }
 
-void node_net_frame(struct node *node, const char *from, const uint8_t *frame, size_t len)
+void fvm_node_net_frame(struct fvm_node *node, const char *from, const uint8_t *frame, size_t len)
 {
     struct net_link *l = find_link(node, from);
     if (l)
         fvm_switch_link_receive(l->link, frame, len);
 }
 
-void node_net_metrics(struct node *node, FILE *out)
+void fvm_node_net_metrics(struct fvm_node *node, FILE *out)
 {
     struct fvm_switch_stats s;
     fvm_switch_get_stats(node->net->sw, &s);
@@ -116,15 +116,15 @@ void node_net_metrics(struct node *node, FILE *out)
                 (unsigned long long)list[i].value);
 }
 
-const char *node_net_socket(const struct node *node) { return node->net ? node->net->path : ""; }
+const char *fvm_node_net_socket(const struct fvm_node *node) { return node->net ? node->net->path : ""; }
 
 /* One gateway in the cluster: its key hangs on the node's lease. */
-static int claim_gateway(struct node *node, struct fvm_err *err)
+static int claim_gateway(struct fvm_node *node, struct fvm_err *err)
 {
     struct fvm_store_item item = {0};
     uint64_t expect = 0;
     if (fvm_store_get(node->store, "/net/gateway", &item, NULL) == 0) {
-        if (strcmp(item.value, node->name) && node_member_up(node, item.value)) {
+        if (strcmp(item.value, node->name) && fvm_node_member_up(node, item.value)) {
             int rc = fvm_err_set(err, FVM_EBUSY, 0, "cluster",
                                  "node %s is the gateway already: start only one node with --gateway", item.value);
             fvm_store_item_fini(&item);
@@ -136,7 +136,7 @@ static int claim_gateway(struct node *node, struct fvm_err *err)
     return fvm_store_cas(node->store, "/net/gateway", expect, node->name, strlen(node->name), node->lease, NULL, err);
 }
 
-void node_net_lease(struct node *node)
+void fvm_node_net_lease(struct fvm_node *node)
 {
     struct fvm_err err = {0};
     if (!node->net || !node->net->gateway || !claim_gateway(node, &err))
@@ -164,7 +164,7 @@ static int take_forward(const char *text, struct fvm_net_forward *ret, struct fv
     return rc;
 }
 
-static int open_gateway(struct node *node, const struct node_options *opt, struct fvm_err *err)
+static int open_gateway(struct fvm_node *node, const struct fvm_node_options *opt, struct fvm_err *err)
 {
     struct fvm_net_forward *forwards = calloc(opt->forward_count + 1, sizeof(*forwards));
     struct fvm_net_options net = {.kind = "user", .forwards = forwards, .forward_count = opt->forward_count};
@@ -178,7 +178,7 @@ static int open_gateway(struct node *node, const struct node_options *opt, struc
     return rc;
 }
 
-int node_net_open(struct node *node, const struct node_options *opt, struct fvm_err *err)
+int fvm_node_net_open(struct fvm_node *node, const struct fvm_node_options *opt, struct fvm_err *err)
 {
     node->net = calloc(1, sizeof(*node->net));
     if (!node->net)
@@ -188,11 +188,11 @@ int node_net_open(struct node *node, const struct node_options *opt, struct fvm_
     if (!rc && opt->gateway)
         rc = open_gateway(node, opt, err);
     if (!rc)
-        node_net_members(node);
+        fvm_node_net_members(node);
     return rc;
 }
 
-void node_net_close(struct node *node)
+void fvm_node_net_close(struct fvm_node *node)
 {
     if (!node->net)
         return;

@@ -15,28 +15,28 @@
 #include "cluster/vmrecord.h"
 #include "vmm/vm_config.h"
 
-static void fail(struct node_call *call, int code, const char *fmt, const char *a, const char *b)
+static void fail(struct fvm_node_call *call, int code, const char *fmt, const char *a, const char *b)
 {
     struct fvm_err err = {0};
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wformat-nonliteral"
     fvm_err_set(&err, code, 0, "cluster", fmt, a, b);
 #pragma GCC diagnostic pop
-    node_call_fail(call, &err);
+    fvm_node_call_fail(call, &err);
 }
 
-static void node_list(struct node_call *call)
+static void node_list(struct fvm_node_call *call)
 {
     Fvm__Reply *reply = calloc(1, sizeof(*reply));
     struct fvm_err err = {0};
     if (!reply)
         return fail(call, FVM_ENOMEM, "out of memory", "", "");
     fvm__reply__init(reply);
-    int rc = node_member_list(call->node, reply, &err);
+    int rc = fvm_node_member_list(call->node, reply, &err);
     if (rc)
-        node_call_fail(call, &err);
+        fvm_node_call_fail(call, &err);
     else
-        node_call_end(call, reply);
+        fvm_node_call_end(call, reply);
     fvm__reply__free_unpacked(reply, NULL);
 }
 
@@ -45,7 +45,7 @@ static void node_list(struct node_call *call)
 static char *copy(const char *s) { return strdup(s ? s : ""); }
 
 /* Moves the parts of `vm` into a message and puts this node's own knowledge over the store's. */
-static Fvm__VmInfo *make_info(struct node *node, struct vmdb_vm *vm)
+static Fvm__VmInfo *make_info(struct fvm_node *node, struct fvm_vmdb_vm *vm)
 {
     Fvm__VmInfo *info = malloc(sizeof(*info));
     if (!info)
@@ -55,13 +55,13 @@ static Fvm__VmInfo *make_info(struct node *node, struct vmdb_vm *vm)
     info->config = vm->config;
     info->record = vm->record;
     info->status = vm->status;
-    *vm = (struct vmdb_vm){0};
-    struct node_vm *here = node_vm_find(node, info->name);
+    *vm = (struct fvm_vmdb_vm){0};
+    struct fvm_node_vm *here = fvm_node_vm_find(node, info->name);
     info->live = strcmp(info->record->owner, node->name) == 0;
     if (!here)
         return info;
-    node_vm_check_arrival(here);
-    info->pid = node_proc_pid(here->proc);
+    fvm_node_vm_check_arrival(here);
+    info->pid = fvm_node_proc_pid(here->proc);
     if (!info->live)
         return info;
     if (!info->status && (info->status = malloc(sizeof(*info->status))))
@@ -69,14 +69,14 @@ static Fvm__VmInfo *make_info(struct node *node, struct vmdb_vm *vm)
     if (info->status) {
         if (info->status->state != (char *)protobuf_c_empty_string)
             free(info->status->state);
-        info->status->state = copy(node_vm_state_text(here));
+        info->status->state = copy(fvm_node_vm_state_text(here));
     }
     return info;
 }
 
-static void vm_list(struct node_call *call, const char *only)
+static void vm_list(struct fvm_node_call *call, const char *only)
 {
-    struct vmdb_vms vms = {0};
+    struct fvm_vmdb_vms vms = {0};
     struct fvm_err err = {0};
     Fvm__Reply *reply = calloc(1, sizeof(*reply));
     int rc = reply ? 0 : FVM_ENOMEM;
@@ -84,10 +84,10 @@ static void vm_list(struct node_call *call, const char *only)
         fvm__reply__init(reply);
     if (!rc && only) {
         vms.vms = calloc(1, sizeof(*vms.vms));
-        rc = vms.vms ? vmdb_get(call->node->store, only, &vms.vms[0], &err) : FVM_ENOMEM;
+        rc = vms.vms ? fvm_vmdb_get(call->node->store, only, &vms.vms[0], &err) : FVM_ENOMEM;
         vms.count = rc ? 0 : 1;
     } else if (!rc) {
-        rc = vmdb_list(call->node->store, &vms, &err);
+        rc = fvm_vmdb_list(call->node->store, &vms, &err);
     }
     if (!rc && !(reply->vms = calloc(vms.count + 1, sizeof(*reply->vms))))
         rc = FVM_ENOMEM;
@@ -96,13 +96,13 @@ static void vm_list(struct node_call *call, const char *only)
         if (info)
             reply->vms[reply->n_vms++] = info;
     }
-    vmdb_vms_fini(&vms);
+    fvm_vmdb_vms_fini(&vms);
     if (rc) {
         if (!err.code)
             fvm_err_set(&err, rc, 0, "cluster", "%s", fvm_err_text(rc));
-        node_call_fail(call, &err);
+        fvm_node_call_fail(call, &err);
     } else {
-        node_call_end(call, reply);
+        fvm_node_call_end(call, reply);
     }
     if (reply)
         fvm__reply__free_unpacked(reply, NULL);
@@ -110,68 +110,68 @@ static void vm_list(struct node_call *call, const char *only)
 
 /* ---- changing things ---- */
 
-static void vm_create(struct node_call *call, const Fvm__VmConfig *config)
+static void vm_create(struct fvm_node_call *call, const Fvm__VmConfig *config)
 {
-    struct node *node = call->node;
+    struct fvm_node *node = call->node;
     struct fvm_err err = {0};
     if (!config)
         return fail(call, FVM_EINVAL, "a VM without a configuration", "", "");
     if (fvm_dir_check_name("VM", config->name, &err) || fvm_config_check(config, true, &err) ||
-        vmdb_create(node->store, config, node->name, &err)) {
-        node_call_fail(call, &err);
+        fvm_vmdb_create(node->store, config, node->name, &err)) {
+        fvm_node_call_fail(call, &err);
         return;
     }
-    (void)vmdb_status_set(node->store, config->name, node->name, "stopped", "not started yet", 0, NULL);
+    (void)fvm_vmdb_status_set(node->store, config->name, node->name, "stopped", "not started yet", 0, NULL);
     fvm_log(INFO, "vm.created", "vm=%s by=\"%s\"", config->name, call->who);
-    node_call_text(call, "VM %s created on node %s", config->name, node->name);
+    fvm_node_call_text(call, "VM %s created on node %s", config->name, node->name);
 }
 
 /* The VM from the store if this node owns it; else the call is ended. */
-static bool get_mine(struct node_call *call, const char *name, struct vmdb_vm *ret_vm)
+static bool get_mine(struct fvm_node_call *call, const char *name, struct fvm_vmdb_vm *ret_vm)
 {
     struct fvm_err err = {0};
-    if (vmdb_get(call->node->store, name, ret_vm, &err)) {
-        node_call_fail(call, &err);
+    if (fvm_vmdb_get(call->node->store, name, ret_vm, &err)) {
+        fvm_node_call_fail(call, &err);
         return false;
     }
     if (strcmp(ret_vm->record->owner, call->node->name) == 0) {
-        struct node_vm *here = node_vm_find(call->node, name);
+        struct fvm_node_vm *here = fvm_node_vm_find(call->node, name);
         if (here)
-            node_vm_check_arrival(here); /* the source's node may have said so before we heard it */
+            fvm_node_vm_check_arrival(here); /* the source's node may have said so before we heard it */
         return true;
     }
-    node_call_redirect(call, ret_vm->record->owner);
-    vmdb_vm_fini(ret_vm);
+    fvm_node_call_redirect(call, ret_vm->record->owner);
+    fvm_vmdb_vm_fini(ret_vm);
     return false;
 }
 
-static void vm_start(struct node_call *call, const char *name)
+static void vm_start(struct fvm_node_call *call, const char *name)
 {
-    struct vmdb_vm known = {0};
-    struct node_vm *vm = NULL;
+    struct fvm_vmdb_vm known = {0};
+    struct fvm_node_vm *vm = NULL;
     struct fvm_err err = {0};
     if (!get_mine(call, name, &known))
         return;
     if (strcmp(known.record->phase, "stable"))
         fvm_err_set(&err, FVM_ESTATE, 0, "cluster", "VM %s is %s: wait until that has ended", name,
                     known.record->phase);
-    else if (node_vm_find(call->node, name))
+    else if (fvm_node_vm_find(call->node, name))
         fvm_err_set(&err, FVM_ESTATE, 0, "cluster", "VM %s is %s already", name,
-                    node_vm_state_text(node_vm_find(call->node, name)));
-    else if (node_vm_start(call->node, name, known.config, NULL, &vm, &err) == 0)
+                    fvm_node_vm_state_text(fvm_node_vm_find(call->node, name)));
+    else if (fvm_node_vm_start(call->node, name, known.config, NULL, &vm, &err) == 0)
         vm->starter = call;
     if (err.code)
-        node_call_fail(call, &err);
-    vmdb_vm_fini(&known);
+        fvm_node_call_fail(call, &err);
+    fvm_vmdb_vm_fini(&known);
 }
 
-static void vm_stop(struct node_call *call, const Fvm__VmStop *request)
+static void vm_stop(struct fvm_node_call *call, const Fvm__VmStop *request)
 {
-    struct vmdb_vm known = {0};
+    struct fvm_vmdb_vm known = {0};
     if (!get_mine(call, request->name, &known))
         return;
-    vmdb_vm_fini(&known);
-    struct node_vm *vm = node_vm_find(call->node, request->name);
+    fvm_vmdb_vm_fini(&known);
+    struct fvm_node_vm *vm = fvm_node_vm_find(call->node, request->name);
     if (!vm)
         return fail(call, FVM_ESTATE, "VM %s is not running%s", request->name, "");
     if (vm->leaving && !request->kill)
@@ -179,22 +179,22 @@ static void vm_stop(struct node_call *call, const Fvm__VmStop *request)
     if (vm->stopper && !request->kill)
         return fail(call, FVM_ESTATE, "VM %s is being stopped already%s", request->name, "");
     if (vm->stopper)
-        node_call_text(vm->stopper, "somebody else killed it meanwhile");
+        fvm_node_call_text(vm->stopper, "somebody else killed it meanwhile");
     vm->stopper = call;
-    node_vm_stop(vm, request->timeout_ms ? FVM_MIN(request->timeout_ms, 3600000u) : 30000, request->kill);
+    fvm_node_vm_stop(vm, request->timeout_ms ? FVM_MIN(request->timeout_ms, 3600000u) : 30000, request->kill);
 }
 
-static void vm_delete(struct node_call *call, const char *name)
+static void vm_delete(struct fvm_node_call *call, const char *name)
 {
-    struct vmdb_vm known = {0};
+    struct fvm_vmdb_vm known = {0};
     struct fvm_err err = {0};
     if (fvm_dir_check_name("VM", name, &err)) {
-        node_call_fail(call, &err);
+        fvm_node_call_fail(call, &err);
         return;
     }
-    if (vmdb_get(call->node->store, name, &known, NULL) ==
+    if (fvm_vmdb_get(call->node->store, name, &known, NULL) ==
         FVM_ENOENT) { /* what a crash in the middle of create or delete left */
-        if (vmdb_delete(call->node->store, name, 0, NULL))
+        if (fvm_vmdb_delete(call->node->store, name, 0, NULL))
             fail(call, FVM_ENOENT, "no VM \"%s\" in this cluster%s", name, "");
         else
             fail(call, FVM_ENOENT, "no VM \"%s\" in this cluster%s (remains of one, if any, are cleared)", name, "");
@@ -202,86 +202,86 @@ static void vm_delete(struct node_call *call, const char *name)
     }
     if (!get_mine(call, name, &known))
         return;
-    if (node_vm_find(call->node, name))
+    if (fvm_node_vm_find(call->node, name))
         fvm_err_set(&err, FVM_ESTATE, 0, "cluster", "VM %s is %s: stop it first", name,
-                    node_vm_state_text(node_vm_find(call->node, name)));
+                    fvm_node_vm_state_text(fvm_node_vm_find(call->node, name)));
     else
-        vmdb_delete(call->node->store, name, known.record_revision, &err);
-    vmdb_vm_fini(&known);
+        fvm_vmdb_delete(call->node->store, name, known.record_revision, &err);
+    fvm_vmdb_vm_fini(&known);
     if (err.code) {
-        node_call_fail(call, &err);
+        fvm_node_call_fail(call, &err);
         return;
     }
     fvm_log(INFO, "vm.deleted", "vm=%s by=\"%s\"", name, call->who);
-    node_call_text(call, "VM %s deleted; its disks are untouched", name);
+    fvm_node_call_text(call, "VM %s deleted; its disks are untouched", name);
 }
 
 static void on_paused(void *ctx, json_t *result, const struct fvm_err *err)
 {
-    struct node_call *call = ctx;
+    struct fvm_node_call *call = ctx;
     const char *state = json_string_value(json_object_get(result, "state"));
     if (err->code)
-        node_call_fail(call, err);
+        fvm_node_call_fail(call, err);
     else
-        node_call_text(call, "the VM is %s", state ? state : "unknown");
+        fvm_node_call_text(call, "the VM is %s", state ? state : "unknown");
 }
 
 /* The call is on the control's list of calls: it ends at the latest when the control closes. */
-static void vm_command(struct node_call *call, const char *name, const char *command)
+static void vm_command(struct fvm_node_call *call, const char *name, const char *command)
 {
-    struct vmdb_vm known = {0};
+    struct fvm_vmdb_vm known = {0};
     if (!get_mine(call, name, &known))
         return;
-    vmdb_vm_fini(&known);
-    struct node_vm *vm = node_vm_find(call->node, name);
-    if (!vm || vm->state != NODE_VM_UP || !vm->control)
+    fvm_vmdb_vm_fini(&known);
+    struct fvm_node_vm *vm = fvm_node_vm_find(call->node, name);
+    if (!vm || vm->state != FVM_NODE_VM_UP || !vm->control)
         return fail(call, FVM_ESTATE, "VM %s is not running%s", name, "");
     if (vm->leaving)
         return fail(call, FVM_ESTATE, "VM %s is being migrated%s", name, "");
-    if (node_control_call(vm->control, json_pack("{s:s}", "cmd", command), NODE_ASK_MS * 5, on_paused, call))
+    if (fvm_node_control_call(vm->control, json_pack("{s:s}", "cmd", command), FVM_NODE_ASK_MS * 5, on_paused, call))
         fail(call, FVM_EBUSY, "VM %s has too many questions to answer%s", name, "");
 }
 
-static void console(struct node_call *call, const Fvm__ConsoleOpen *request)
+static void console(struct fvm_node_call *call, const Fvm__ConsoleOpen *request)
 {
-    struct vmdb_vm known = {0};
+    struct fvm_vmdb_vm known = {0};
     if (!get_mine(call, request->name, &known))
         return;
-    vmdb_vm_fini(&known);
-    struct node_vm *vm = node_vm_find(call->node, request->name);
+    fvm_vmdb_vm_fini(&known);
+    struct fvm_node_vm *vm = fvm_node_vm_find(call->node, request->name);
     if (!vm)
         return fail(call, FVM_ESTATE, "VM %s is not running%s", request->name, "");
-    node_console_open(vm, call, request->history);
+    fvm_node_console_open(vm, call, request->history);
 }
 
-static void migrate(struct node_call *call, const Fvm__VmMigrate *request)
+static void migrate(struct fvm_node_call *call, const Fvm__VmMigrate *request)
 {
-    struct vmdb_vm known = {0};
+    struct fvm_vmdb_vm known = {0};
     if (!get_mine(call, request->name, &known))
         return;
-    vmdb_vm_fini(&known);
-    struct node_vm *vm = node_vm_find(call->node, request->name);
-    if (!vm || vm->state != NODE_VM_UP)
+    fvm_vmdb_vm_fini(&known);
+    struct fvm_node_vm *vm = fvm_node_vm_find(call->node, request->name);
+    if (!vm || vm->state != FVM_NODE_VM_UP)
         return fail(call, FVM_ESTATE, "VM %s is not running%s", request->name, "");
-    node_migrate_start(call, vm, request);
+    fvm_node_migrate_start(call, vm, request);
 }
 
-static void holding(struct node_call *call, const char *name)
+static void holding(struct fvm_node_call *call, const char *name)
 {
-    struct node_vm *vm = node_vm_find(call->node, name);
+    struct fvm_node_vm *vm = fvm_node_vm_find(call->node, name);
     Fvm__Reply reply = FVM__REPLY__INIT;
     Fvm__Holding h = FVM__HOLDING__INIT;
     h.process = vm != NULL;
-    h.state = (char *)(uintptr_t)(vm ? node_vm_state_text(vm) : "");
+    h.state = (char *)(uintptr_t)(vm ? fvm_node_vm_state_text(vm) : "");
     reply.holding = &h;
-    node_call_end(call, &reply);
+    fvm_node_call_end(call, &reply);
 }
 
-void node_ops_handle(struct node_call *call, const Fvm__Request *r)
+void fvm_node_ops_handle(struct fvm_node_call *call, const Fvm__Request *r)
 {
     switch (r->what_case) {
     case FVM__REQUEST__WHAT_PING:
-        node_call_text(call, "node %s, fvm %s", call->node->name, FVM_VERSION);
+        fvm_node_call_text(call, "node %s, fvm %s", call->node->name, FVM_VERSION);
         break;
     case FVM__REQUEST__WHAT_NODE_LIST:
         node_list(call);
@@ -317,10 +317,10 @@ void node_ops_handle(struct node_call *call, const Fvm__Request *r)
         console(call, r->console);
         break;
     case FVM__REQUEST__WHAT_INCOMING:
-        node_incoming_start(call, r->incoming);
+        fvm_node_incoming_start(call, r->incoming);
         break;
     case FVM__REQUEST__WHAT_INCOMING_DROP:
-        node_incoming_drop(call, r->incoming_drop->name);
+        fvm_node_incoming_drop(call, r->incoming_drop->name);
         break;
     case FVM__REQUEST__WHAT_HOLDING:
         holding(call, r->holding->name);

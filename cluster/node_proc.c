@@ -21,13 +21,13 @@
 #include "cluster/dir.h"
 #include "cluster/node_keep.h"
 
-struct node_proc {
+struct fvm_node_proc {
     char dir[4096];
     int pid, keeper;
     int fd[2]; /* pidfds of VM and keeper, -1: gone */
     struct fvm_loop *loop;
     struct fvm_loop_io *io[2];
-    node_proc_ended ended;
+    fvm_node_proc_ended ended;
     void *ctx;
 };
 
@@ -41,7 +41,7 @@ static int open_pidfd(int pid, uint64_t start)
     if (pid <= 0)
         return -1;
     int fd = (int)syscall(SYS_pidfd_open, pid, 0);
-    if (fd >= 0 && node_keep_start_time(pid) != start) {
+    if (fd >= 0 && fvm_node_keep_start_time(pid) != start) {
         close(fd);
         return -1;
     }
@@ -57,22 +57,22 @@ static void remove_files(const char *dir)
     unlink(path);
 }
 
-static struct node_proc_end read_end(const char *dir)
+static struct fvm_node_proc_end read_end(const char *dir)
 {
-    struct node_proc_end end = {.how = NODE_PROC_UNKNOWN};
+    struct fvm_node_proc_end end = {.how = FVM_NODE_PROC_UNKNOWN};
     char path[4200], *text = NULL;
     path_of(dir, "exit", path, sizeof(path));
     if (fvm_dir_read_file(path, 256, &text, NULL, NULL))
         return end;
     if (sscanf(text, "exit %d", &end.value) == 1)
-        end.how = NODE_PROC_EXIT;
+        end.how = FVM_NODE_PROC_EXIT;
     else if (sscanf(text, "signal %d", &end.value) == 1)
-        end.how = NODE_PROC_SIGNAL;
+        end.how = FVM_NODE_PROC_SIGNAL;
     free(text);
     return end;
 }
 
-static void drop(struct node_proc *p, int i)
+static void drop(struct fvm_node_proc *p, int i)
 {
     if (p->io[i])
         fvm_loop_io_remove(&p->io[i]);
@@ -83,26 +83,26 @@ static void drop(struct node_proc *p, int i)
 
 static void on_end(void *ctx, int fd, unsigned revents)
 {
-    struct node_proc *p = ctx;
+    struct fvm_node_proc *p = ctx;
     (void)revents;
     if (fd == p->fd[1])
         waitpid(p->keeper, NULL, WNOHANG); /* ours, unless we adopted it */
     drop(p, fd == p->fd[1]);
     if (p->fd[0] >= 0 || p->fd[1] >= 0)
         return;
-    struct node_proc_end end = read_end(p->dir);
+    struct fvm_node_proc_end end = read_end(p->dir);
     remove_files(p->dir);
     p->ended(p->ctx, &end);
 }
 
-static int watch(struct fvm_loop *loop, const char *dir, const char *line, node_proc_ended ended, void *ctx,
-                 struct node_proc **ret_proc, struct fvm_err *err)
+static int watch(struct fvm_loop *loop, const char *dir, const char *line, fvm_node_proc_ended ended, void *ctx,
+                 struct fvm_node_proc **ret_proc, struct fvm_err *err)
 {
     unsigned long long start, keeper_start;
-    struct node_proc *p = calloc(1, sizeof(*p));
+    struct fvm_node_proc *p = calloc(1, sizeof(*p));
     if (!p)
         return fvm_err_set(err, FVM_ENOMEM, 0, "cluster", "out of memory");
-    *p = (struct node_proc){.loop = loop, .ended = ended, .ctx = ctx, .fd = {-1, -1}};
+    *p = (struct fvm_node_proc){.loop = loop, .ended = ended, .ctx = ctx, .fd = {-1, -1}};
     snprintf(p->dir, sizeof(p->dir), "%s", dir);
     if (sscanf(line, "%d %llu %d %llu", &p->pid, &start, &p->keeper, &keeper_start) != 4) {
         free(p);
@@ -116,16 +116,16 @@ static int watch(struct fvm_loop *loop, const char *dir, const char *line, node_
     }
     for (int i = 0; i < 2; i++)
         if (p->fd[i] >= 0 && fvm_loop_io_add(loop, p->fd[i], FVM_LOOP_IN, on_end, p, &p->io[i])) {
-            node_proc_destroy(&p);
+            fvm_node_proc_destroy(&p);
             return fvm_err_set(err, FVM_ENOMEM, 0, "cluster", "%s: cannot watch the VM's process", dir);
         }
     *ret_proc = p;
     return 0;
 }
 
-void node_proc_destroy(struct node_proc **proc_p)
+void fvm_node_proc_destroy(struct fvm_node_proc **proc_p)
 {
-    struct node_proc *p = *proc_p;
+    struct fvm_node_proc *p = *proc_p;
     *proc_p = NULL;
     if (!p)
         return;
@@ -134,9 +134,9 @@ void node_proc_destroy(struct node_proc **proc_p)
     free(p);
 }
 
-int node_proc_pid(const struct node_proc *proc) { return proc->pid; }
+int fvm_node_proc_pid(const struct fvm_node_proc *proc) { return proc->pid; }
 
-int node_proc_kill(struct node_proc *proc, int signo)
+int fvm_node_proc_kill(struct fvm_node_proc *proc, int signo)
 {
     if (proc->fd[0] < 0)
         return FVM_ENOENT;
@@ -159,8 +159,8 @@ static void become_keeper(const char *log, int report, char *const *argv)
     dup2(null, 0);
     dup2(out, 1);
     dup2(out, 2);
-    dup2(64, NODE_KEEP_REPORT_FD);
-    syscall(SYS_close_range, NODE_KEEP_REPORT_FD + 1, ~0u, 0);
+    dup2(64, FVM_NODE_KEEP_REPORT_FD);
+    syscall(SYS_close_range, FVM_NODE_KEEP_REPORT_FD + 1, ~0u, 0);
     execv("/proc/self/exe", argv);
     _exit(126);
 }
@@ -185,8 +185,8 @@ static int read_report(int fd, char *line, size_t size)
     return len ? 0 : FVM_EIO;
 }
 
-int node_proc_spawn(struct fvm_loop *loop, const char *dir, char *const *argv, node_proc_ended ended, void *ctx,
-                    struct node_proc **ret_proc, struct fvm_err *err)
+int fvm_node_proc_spawn(struct fvm_loop *loop, const char *dir, char *const *argv, fvm_node_proc_ended ended, void *ctx,
+                        struct fvm_node_proc **ret_proc, struct fvm_err *err)
 {
     char log[4200], line[160];
     char *args[256] = {"fvm-node", "--keep", (char *)(uintptr_t)dir};
@@ -222,14 +222,14 @@ int node_proc_spawn(struct fvm_loop *loop, const char *dir, char *const *argv, n
     return rc;
 }
 
-int node_proc_adopt(struct fvm_loop *loop, const char *dir, node_proc_ended ended, void *ctx,
-                    struct node_proc **ret_proc, struct node_proc_end *ret_end, struct fvm_err *err)
+int fvm_node_proc_adopt(struct fvm_loop *loop, const char *dir, fvm_node_proc_ended ended, void *ctx,
+                        struct fvm_node_proc **ret_proc, struct fvm_node_proc_end *ret_end, struct fvm_err *err)
 {
     char path[4200], *line = NULL;
     path_of(dir, "pid", path, sizeof(path));
     int rc = fvm_dir_read_file(path, 256, &line, NULL, err);
     if (rc == FVM_ENOENT)
-        *ret_end = (struct node_proc_end){.how = NODE_PROC_EXIT};
+        *ret_end = (struct fvm_node_proc_end){.how = FVM_NODE_PROC_EXIT};
     if (rc)
         return rc;
     rc = watch(loop, dir, line, ended, ctx, ret_proc, err);
@@ -242,7 +242,7 @@ int node_proc_adopt(struct fvm_loop *loop, const char *dir, node_proc_ended ende
     return rc;
 }
 
-void node_proc_last_words(const char *dir, char *buf, size_t size)
+void fvm_node_proc_last_words(const char *dir, char *buf, size_t size)
 {
     char path[4200], text[1025];
     buf[0] = 0;

@@ -15,31 +15,31 @@
 #include "base/err.h"
 #include "base/loop.h"
 
-struct node_proc;
+struct fvm_node_proc;
 
-struct node_proc_end {
-    enum { NODE_PROC_EXIT, NODE_PROC_SIGNAL, NODE_PROC_UNKNOWN } how;
+struct fvm_node_proc_end {
+    enum { FVM_NODE_PROC_EXIT, FVM_NODE_PROC_SIGNAL, FVM_NODE_PROC_UNKNOWN } how;
     int value; /* exit status or signal */
 };
 
 /** The process is gone; it has been so when adopted, too. May destroy the proc. */
-typedef void (*node_proc_ended)(void *ctx, const struct node_proc_end *end);
+typedef void (*fvm_node_proc_ended)(void *ctx, const struct fvm_node_proc_end *end);
 
 /** Starts argv (argv[0]: a path) with stdout and stderr appended to DIR/log. */
-int node_proc_spawn(struct fvm_loop *loop, const char *dir, char *const *argv, node_proc_ended ended, void *ctx,
-                    struct node_proc **ret_proc, struct fvm_err *err);
+int fvm_node_proc_spawn(struct fvm_loop *loop, const char *dir, char *const *argv, fvm_node_proc_ended ended, void *ctx,
+                        struct fvm_node_proc **ret_proc, struct fvm_err *err);
 /**
  * Finds the process of DIR again. FVM_ENOENT: none was started, or it has ended and *ret_end says how (this is told
  * once: the files are removed).
  */
-int node_proc_adopt(struct fvm_loop *loop, const char *dir, node_proc_ended ended, void *ctx,
-                    struct node_proc **ret_proc, struct node_proc_end *ret_end, struct fvm_err *err);
-void node_proc_destroy(struct node_proc **proc_p); /* forgets it; the process goes on */
-int node_proc_pid(const struct node_proc *proc);
-int node_proc_kill(struct node_proc *proc, int signo);
+int fvm_node_proc_adopt(struct fvm_loop *loop, const char *dir, fvm_node_proc_ended ended, void *ctx,
+                        struct fvm_node_proc **ret_proc, struct fvm_node_proc_end *ret_end, struct fvm_err *err);
+void fvm_node_proc_destroy(struct fvm_node_proc **proc_p); /* forgets it; the process goes on */
+int fvm_node_proc_pid(const struct fvm_node_proc *proc);
+int fvm_node_proc_kill(struct fvm_node_proc *proc, int signo);
 /** The last line that the process wrote into DIR/log, without an "fvm: " in front; "" when there is none. */
-void node_proc_last_words(const char *dir, char *buf, size_t size);
+void fvm_node_proc_last_words(const char *dir, char *buf, size_t size);
 /** The keeper's whole life: never returns. argv: DIR then the command. */
-void node_proc_keep(const char *dir, char *const *argv) FVM_NORETURN;
+void fvm_node_proc_keep(const char *dir, char *const *argv) FVM_NORETURN;
 
 #endif

@@ -14,7 +14,7 @@
 #include "base/log.h"
 #include "cluster/node.h"
 
-static void send_reply(struct node_call *call, Fvm__Reply *reply)
+static void send_reply(struct fvm_node_call *call, Fvm__Reply *reply)
 {
     reply->id = call->id;
     int rc = fvm_rpc_send_reply(call->node->port, &call->peer, reply);
@@ -25,18 +25,18 @@ static void send_reply(struct node_call *call, Fvm__Reply *reply)
         fvm_log(WARN, "rpc.reply_dropped", "to=\"%s\" why=\"%s\"", call->who, fvm_err_text(rc));
 }
 
-void node_call_send(struct node_call *call, Fvm__Reply *reply)
+void fvm_node_call_send(struct fvm_node_call *call, Fvm__Reply *reply)
 {
     reply->last = false;
     send_reply(call, reply);
 }
 
-void node_call_end(struct node_call *call, Fvm__Reply *reply)
+void fvm_node_call_end(struct fvm_node_call *call, Fvm__Reply *reply)
 {
-    struct node *node = call->node;
+    struct fvm_node *node = call->node;
     reply->last = true;
     send_reply(call, reply);
-    for (struct node_call **p = &node->calls; *p; p = &(*p)->next)
+    for (struct fvm_node_call **p = &node->calls; *p; p = &(*p)->next)
         if (*p == call) {
             *p = call->next;
             node->call_count--;
@@ -45,7 +45,7 @@ void node_call_end(struct node_call *call, Fvm__Reply *reply)
     free(call);
 }
 
-void node_call_text(struct node_call *call, const char *fmt, ...)
+void fvm_node_call_text(struct fvm_node_call *call, const char *fmt, ...)
 {
     char text[512];
     va_list ap;
@@ -54,19 +54,19 @@ void node_call_text(struct node_call *call, const char *fmt, ...)
     va_end(ap);
     Fvm__Reply reply = FVM__REPLY__INIT;
     reply.text = text;
-    node_call_end(call, &reply);
+    fvm_node_call_end(call, &reply);
 }
 
-void node_call_fail(struct node_call *call, const struct fvm_err *err)
+void fvm_node_call_fail(struct fvm_node_call *call, const struct fvm_err *err)
 {
     Fvm__Reply reply = FVM__REPLY__INIT;
     reply.code = err->code ? err->code : FVM_EINTERNAL;
     reply.text = (char *)(uintptr_t)err->text;
     fvm_log(INFO, "rpc.failed", "by=\"%s\" why=\"%s\"", call->who, err->text);
-    node_call_end(call, &reply);
+    fvm_node_call_end(call, &reply);
 }
 
-void node_call_redirect(struct node_call *call, const char *node_name)
+void fvm_node_call_redirect(struct fvm_node_call *call, const char *node_name)
 {
     char text[200];
     Fvm__Reply reply = FVM__REPLY__INIT;
@@ -74,20 +74,21 @@ void node_call_redirect(struct node_call *call, const char *node_name)
     reply.code = FVM_ESTATE;
     reply.text = text;
     reply.redirect = (char *)(uintptr_t)node_name;
-    node_call_end(call, &reply);
+    fvm_node_call_end(call, &reply);
 }
 
-bool node_call_peer_is_node(const struct node_call *call) { return strncmp(call->who, "node ", 5) == 0; }
+bool fvm_node_call_peer_is_node(const struct fvm_node_call *call) { return strncmp(call->who, "node ", 5) == 0; }
 
-static struct node_call *find_call(struct node *node, const struct fvm_port_peer *peer, uint64_t session, uint64_t id)
+static struct fvm_node_call *find_call(struct fvm_node *node, const struct fvm_port_peer *peer, uint64_t session,
+                                       uint64_t id)
 {
-    for (struct node_call *c = node->calls; c; c = c->next)
+    for (struct fvm_node_call *c = node->calls; c; c = c->next)
         if (c->id == id && c->session == session && strcmp(c->peer.key, peer->key) == 0)
             return c;
     return NULL;
 }
 
-static void refuse(struct node *node, const struct fvm_port_peer *peer, uint64_t id, const struct fvm_err *err)
+static void refuse(struct fvm_node *node, const struct fvm_port_peer *peer, uint64_t id, const struct fvm_err *err)
 {
     Fvm__Reply reply = FVM__REPLY__INIT;
     reply.id = id;
@@ -97,14 +98,14 @@ static void refuse(struct node *node, const struct fvm_port_peer *peer, uint64_t
     (void)fvm_rpc_send_reply(node->port, peer, &reply);
 }
 
-static void begin_call(struct node *node, const struct fvm_port_peer *peer, uint64_t session, const char *who,
+static void begin_call(struct fvm_node *node, const struct fvm_port_peer *peer, uint64_t session, const char *who,
                        const Fvm__Request *request)
 {
     struct fvm_err err = {0};
-    struct node_call *call = NULL;
-    if (node->call_count >= NODE_CALLS_MAX)
+    struct fvm_node_call *call = NULL;
+    if (node->call_count >= FVM_NODE_CALLS_MAX)
         fvm_err_set(&err, FVM_EBUSY, 0, "cluster", "node %s serves %d requests already, try later", node->name,
-                    NODE_CALLS_MAX);
+                    FVM_NODE_CALLS_MAX);
     else if (find_call(node, peer, session, request->id))
         fvm_err_set(&err, FVM_EPROTO, 0, "cluster", "a request of that id is being served");
     else if (request->what_case >= FVM__REQUEST__WHAT_INCOMING && strncmp(who, "node ", 5))
@@ -115,18 +116,19 @@ static void begin_call(struct node *node, const struct fvm_port_peer *peer, uint
         refuse(node, peer, request->id, &err);
         return;
     }
-    *call = (struct node_call){.next = node->calls, .node = node, .peer = *peer, .id = request->id, .session = session};
+    *call =
+        (struct fvm_node_call){.next = node->calls, .node = node, .peer = *peer, .id = request->id, .session = session};
     snprintf(call->who, sizeof(call->who), "%s", who);
     node->calls = call;
     node->call_count++;
     node->calls_total++;
-    node_ops_handle(call, request);
+    fvm_node_ops_handle(call, request);
 }
 
-static void handle_request(struct node *node, const struct fvm_port_peer *peer, uint64_t session, const char *who,
+static void handle_request(struct fvm_node *node, const struct fvm_port_peer *peer, uint64_t session, const char *who,
                            const Fvm__Request *request)
 {
-    struct node_call *call = NULL;
+    struct fvm_node_call *call = NULL;
     switch (request->what_case) {
     case FVM__REQUEST__WHAT_INPUT:
         call = find_call(node, peer, session, request->input->of);
@@ -144,7 +146,7 @@ static void handle_request(struct node *node, const struct fvm_port_peer *peer, 
 }
 
 /* The member behind a key, as "node a"; false when it was removed since it connected. */
-static bool name_peer(struct node *node, const char *key, char *who, size_t size)
+static bool name_peer(struct fvm_node *node, const char *key, char *who, size_t size)
 {
     const struct fvm_dir_member *m = fvm_dir_find_key(&node->dir, key);
     if (m)
@@ -152,9 +154,9 @@ static bool name_peer(struct node *node, const char *key, char *who, size_t size
     return m != NULL;
 }
 
-void node_rpc_message(void *ctx, struct fvm_port *port, struct fvm_port_msg **msg_p)
+void fvm_node_rpc_message(void *ctx, struct fvm_port *port, struct fvm_port_msg **msg_p)
 {
-    struct node *node = ctx;
+    struct fvm_node *node = ctx;
     const struct fvm_port_peer peer = *fvm_port_msg_peer(*msg_p);
     uint64_t session = fvm_port_msg_session(*msg_p);
     char who[FVM_DIR_NAME_MAX + 12];
@@ -173,6 +175,6 @@ void node_rpc_message(void *ctx, struct fvm_port *port, struct fvm_port_msg **ms
     if (m->what_case == FVM__CLUSTER_MESSAGE__WHAT_REQUEST)
         handle_request(node, &peer, session, who, m->request);
     else if (m->what_case == FVM__CLUSTER_MESSAGE__WHAT_FRAME && strncmp(who, "node ", 5) == 0)
-        node_net_frame(node, who + 5, m->frame.data, m->frame.len);
+        fvm_node_net_frame(node, who + 5, m->frame.data, m->frame.len);
     fvm__cluster_message__free_unpacked(m, NULL);
 }

@@ -4,8 +4,8 @@
  *      start/adopt -> STARTING -> (control socket answers) -> UP -> STOPPING -> process ends -> struct freed
  *      incoming    -> INCOMING -> (record says it is ours) -> UP
  *
- * Invariant: a struct node_vm exists exactly as long as its process (and keeper). Everything that waits for it - calls,
- * console, migration - is told when it ends.
+ * Invariant: a struct fvm_node_vm exists exactly as long as its process (and keeper). Everything that waits for it -
+ * calls, console, migration - is told when it ends.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -22,131 +22,131 @@
 #include "cluster/vmrecord.h"
 #include "vmm/vm_config.h"
 
-struct node_vm *node_vm_find(struct node *node, const char *name)
+struct fvm_node_vm *fvm_node_vm_find(struct fvm_node *node, const char *name)
 {
-    for (struct node_vm *vm = node->vms; vm; vm = vm->next)
+    for (struct fvm_node_vm *vm = node->vms; vm; vm = vm->next)
         if (strcmp(vm->name, name) == 0)
             return vm;
     return NULL;
 }
 
-void node_vm_path(const struct node_vm *vm, const char *file, char *buf, size_t size)
+void fvm_node_vm_path(const struct fvm_node_vm *vm, const char *file, char *buf, size_t size)
 {
     snprintf(buf, size, "%.4000s/%s", vm->dir, file);
 }
 
-bool node_vm_owned(struct node *node, const char *name)
+bool fvm_node_vm_owned(struct fvm_node *node, const char *name)
 {
     struct fvm_ho_record r;
     return fvm_vmrecord_get(node->store, name, &r, NULL, NULL) == 0 && strcmp(r.owner, node->name) == 0;
 }
 
-void node_vm_publish(struct node_vm *vm, const char *state, const char *reason, int exit_status)
+void fvm_node_vm_publish(struct fvm_node_vm *vm, const char *state, const char *reason, int exit_status)
 {
     struct fvm_err err = {0};
-    struct node *node = vm->node;
+    struct fvm_node *node = vm->node;
     fvm_log(INFO, "vm.state", "vm=%s state=%s reason=\"%s\"", vm->name, state, reason);
-    if (node_vm_owned(node, vm->name) &&
-        vmdb_status_set(node->store, vm->name, node->name, state, reason, exit_status, &err))
+    if (fvm_node_vm_owned(node, vm->name) &&
+        fvm_vmdb_status_set(node->store, vm->name, node->name, state, reason, exit_status, &err))
         fvm_log(WARN, "vm.status_unwritten", "vm=%s why=\"%s\"", vm->name, err.text);
 }
 
-const char *node_vm_state_text(const struct node_vm *vm)
+const char *fvm_node_vm_state_text(const struct fvm_node_vm *vm)
 {
     switch (vm->state) {
-    case NODE_VM_STARTING:
+    case FVM_NODE_VM_STARTING:
         return "starting";
-    case NODE_VM_INCOMING:
+    case FVM_NODE_VM_INCOMING:
         return "incoming";
-    case NODE_VM_STOPPING:
+    case FVM_NODE_VM_STOPPING:
         return "stopping";
-    case NODE_VM_STOPPED:
+    case FVM_NODE_VM_STOPPED:
         return "stopped";
-    case NODE_VM_UP:
+    case FVM_NODE_VM_UP:
         break;
     }
     return vm->leaving ? "migrating" : vm->live[0] ? vm->live : "unknown";
 }
 
-void node_vm_set_live(struct node_vm *vm, const char *state)
+void fvm_node_vm_set_live(struct fvm_node_vm *vm, const char *state)
 {
     if (strcmp(vm->live, state) == 0)
         return;
     snprintf(vm->live, sizeof(vm->live), "%s", state);
-    if (vm->state == NODE_VM_UP)
-        node_vm_publish(vm, vm->live, "", 0);
+    if (vm->state == FVM_NODE_VM_UP)
+        fvm_node_vm_publish(vm, vm->live, "", 0);
 }
 
 /* ---- the end ---- */
 
-static void describe_end(const struct node_vm *vm, const struct node_proc_end *end, const char **ret_state, char *text,
-                         size_t size, int *ret_exit)
+static void describe_end(const struct fvm_node_vm *vm, const struct fvm_node_proc_end *end, const char **ret_state,
+                         char *text, size_t size, int *ret_exit)
 {
     char words[300];
     *ret_state = "stopped";
-    *ret_exit = end->how == NODE_PROC_SIGNAL ? -end->value : end->value;
-    node_proc_last_words(vm->dir, words, sizeof(words));
+    *ret_exit = end->how == FVM_NODE_PROC_SIGNAL ? -end->value : end->value;
+    fvm_node_proc_last_words(vm->dir, words, sizeof(words));
     if (vm->killed)
         snprintf(text, size, "%s", vm->how[0] ? vm->how : "killed on demand");
-    else if (end->how == NODE_PROC_EXIT && end->value == 0)
+    else if (end->how == FVM_NODE_PROC_EXIT && end->value == 0)
         snprintf(text, size, "%s", vm->how[0] ? vm->how : vm->ending[0] ? vm->ending : "ended with status 0");
-    else if (end->how == NODE_PROC_UNKNOWN)
+    else if (end->how == FVM_NODE_PROC_UNKNOWN)
         snprintf(text, size, "ended while nobody watched (the machine went down, or its keeper was killed)");
-    else if (end->how == NODE_PROC_SIGNAL)
+    else if (end->how == FVM_NODE_PROC_SIGNAL)
         snprintf(text, size, "its process died by signal %d (%s)%s%s", end->value, strsignal(end->value),
                  words[0] ? ": " : "", words);
     else
         snprintf(text, size, "ended with status %d%s%s", end->value, vm->ending[0] || words[0] ? ": " : "",
                  vm->ending[0] ? vm->ending : words);
-    bool debug_exit = end->how == NODE_PROC_EXIT && strstr(vm->ending, "debug-exit");
-    if (!vm->killed && !debug_exit && (end->how != NODE_PROC_EXIT || end->value))
+    bool debug_exit = end->how == FVM_NODE_PROC_EXIT && strstr(vm->ending, "debug-exit");
+    if (!vm->killed && !debug_exit && (end->how != FVM_NODE_PROC_EXIT || end->value))
         *ret_state = "crashed";
 }
 
-static void drop_connections(struct node_vm *vm, const char *moved_to)
+static void drop_connections(struct fvm_node_vm *vm, const char *moved_to)
 {
-    node_console_stop(vm, moved_to);
+    fvm_node_console_stop(vm, moved_to);
     if (vm->control)
-        node_control_close(&vm->control);
+        fvm_node_control_close(&vm->control);
     if (vm->timer)
         fvm_loop_timer_remove(&vm->timer);
 }
 
-static void free_vm(struct node_vm *vm)
+static void free_vm(struct fvm_node_vm *vm)
 {
-    for (struct node_vm **p = &vm->node->vms; *p; p = &(*p)->next)
+    for (struct fvm_node_vm **p = &vm->node->vms; *p; p = &(*p)->next)
         if (*p == vm) {
             *p = vm->next;
             break;
         }
     drop_connections(vm, NULL);
-    node_move_free(vm);
-    node_incoming_free(vm);
+    fvm_node_move_free(vm);
+    fvm_node_incoming_free(vm);
     if (vm->queued)
         vm->queued->call = NULL; /* ended with the daemon's other calls */
-    node_incoming_next(vm->queued);
+    fvm_node_incoming_next(vm->queued);
     if (vm->proc)
-        node_proc_destroy(&vm->proc);
+        fvm_node_proc_destroy(&vm->proc);
     fvm_config_free(&vm->config);
     free(vm);
 }
 
-static void end_calls(struct node_vm *vm, const char *state, const char *reason)
+static void end_calls(struct fvm_node_vm *vm, const char *state, const char *reason)
 {
-    struct node_call *starter = vm->starter, *stopper = vm->stopper;
+    struct fvm_node_call *starter = vm->starter, *stopper = vm->stopper;
     vm->starter = vm->stopper = NULL;
     if (starter) {
         struct fvm_err err = {0};
         fvm_err_set(&err, FVM_EIO, 0, "cluster", "VM %s did not start: %s", vm->name, reason);
-        node_call_fail(starter, &err);
+        fvm_node_call_fail(starter, &err);
     }
     if (stopper)
-        node_call_text(stopper, "VM %s is %s: %s", vm->name, state, reason);
+        fvm_node_call_text(stopper, "VM %s is %s: %s", vm->name, state, reason);
 }
 
-static void on_ended(void *ctx, const struct node_proc_end *end)
+static void on_ended(void *ctx, const struct fvm_node_proc_end *end)
 {
-    struct node_vm *vm = ctx;
+    struct fvm_node_vm *vm = ctx;
     const char *state;
     char reason[512], dest[FVM_DIR_NAME_MAX + 1] = "";
     int exit_status;
@@ -156,24 +156,24 @@ static void on_ended(void *ctx, const struct node_proc_end *end)
         r.phase == FVM_HO_STABLE)
         snprintf(dest, sizeof(dest), "%s", r.owner);
     drop_connections(vm, dest);
-    vm->state = NODE_VM_STOPPED;
-    node_migrate_ended(vm, end);
+    vm->state = FVM_NODE_VM_STOPPED;
+    fvm_node_migrate_ended(vm, end);
     if (dest[0])
         fvm_log(INFO, "vm.left", "vm=%s for=%s", vm->name, dest);
     else
-        node_vm_publish(vm, state, reason, exit_status);
+        fvm_node_vm_publish(vm, state, reason, exit_status);
     end_calls(vm, state, reason);
-    struct node_queued *queued = vm->queued;
+    struct fvm_node_queued *queued = vm->queued;
     vm->queued = NULL;
     free_vm(vm);
-    node_incoming_next(queued);
+    fvm_node_incoming_next(queued);
 }
 
 /* ---- the control socket ---- */
 
 static void on_event(void *ctx, json_t *event)
 {
-    struct node_vm *vm = ctx;
+    struct fvm_node_vm *vm = ctx;
     const char *name = json_string_value(json_object_get(event, "event"));
     const char *why = json_string_value(json_object_get(event, "why"));
     if (!name)
@@ -186,23 +186,23 @@ static void on_event(void *ctx, json_t *event)
     else if (strcmp(name, "crashed") == 0)
         snprintf(vm->ending, sizeof(vm->ending), "the guest crashed: %s", why ? why : "unknown");
     else if (strcmp(name, "paused") == 0 || strcmp(name, "running") == 0)
-        node_vm_set_live(vm, name);
-    node_migrate_event(vm, event);
-    if (vm->state == NODE_VM_INCOMING && strcmp(name, "running") == 0)
-        node_vm_check_arrival(vm);
+        fvm_node_vm_set_live(vm, name);
+    fvm_node_migrate_event(vm, event);
+    if (vm->state == FVM_NODE_VM_INCOMING && strcmp(name, "running") == 0)
+        fvm_node_vm_check_arrival(vm);
 }
 
-static void arm(struct node_vm *vm, unsigned ms) { fvm_loop_timer_arm(vm->timer, fvm_now_ns() + ms * 1000000ull); }
+static void arm(struct fvm_node_vm *vm, unsigned ms) { fvm_loop_timer_arm(vm->timer, fvm_now_ns() + ms * 1000000ull); }
 
 static void on_closed(void *ctx, const char *why)
 {
-    struct node_vm *vm = ctx;
+    struct fvm_node_vm *vm = ctx;
     fvm_log(DEBUG, "vm.control_closed", "vm=%s why=\"%s\"", vm->name, why);
-    node_control_close(&vm->control);
+    fvm_node_control_close(&vm->control);
     vm->asking = false;
-    if (vm->state == NODE_VM_INCOMING)
+    if (vm->state == FVM_NODE_VM_INCOMING)
         arm(vm, 100);
-    if (vm->state == NODE_VM_UP) { /* it ends, or it dropped us: try again until it has ended */
+    if (vm->state == FVM_NODE_VM_UP) { /* it ends, or it dropped us: try again until it has ended */
         snprintf(vm->live, sizeof(vm->live), "unknown");
         vm->deadline_ns = 0;
         arm(vm, 200);
@@ -210,9 +210,9 @@ static void on_closed(void *ctx, const char *why)
 }
 
 /* No answer is an answer, too: from now on we do not know how it is. */
-static void status_unknown(struct node_vm *vm, const struct fvm_err *err)
+static void status_unknown(struct fvm_node_vm *vm, const struct fvm_err *err)
 {
-    if (err->code == FVM_ECLOSED || vm->state != NODE_VM_UP || vm->unknown_wall_ns)
+    if (err->code == FVM_ECLOSED || vm->state != FVM_NODE_VM_UP || vm->unknown_wall_ns)
         return;
     char reason[120], since[40];
     vm->unknown_wall_ns = fvm_wall_ns();
@@ -221,12 +221,12 @@ static void status_unknown(struct node_vm *vm, const struct fvm_err *err)
     strftime(since, sizeof(since), "%H:%M:%S", localtime_r(&seconds, &tm));
     snprintf(vm->live, sizeof(vm->live), "unknown");
     snprintf(reason, sizeof(reason), "its control socket does not answer since %s", since);
-    node_vm_publish(vm, "unknown", reason, 0);
+    fvm_node_vm_publish(vm, "unknown", reason, 0);
 }
 
 static void on_status(void *ctx, json_t *result, const struct fvm_err *err)
 {
-    struct node_vm *vm = ctx;
+    struct fvm_node_vm *vm = ctx;
     const char *state = json_string_value(json_object_get(result, "state"));
     vm->asking = false;
     if (err->code || !state) {
@@ -234,41 +234,42 @@ static void on_status(void *ctx, json_t *result, const struct fvm_err *err)
         return;
     }
     vm->unknown_wall_ns = 0;
-    if (vm->state == NODE_VM_STARTING) {
-        vm->state = NODE_VM_UP;
+    if (vm->state == FVM_NODE_VM_STARTING) {
+        vm->state = FVM_NODE_VM_UP;
         vm->live[0] = 0;
     }
-    node_vm_set_live(vm, state);
+    fvm_node_vm_set_live(vm, state);
     if (vm->starter) {
-        struct node_call *call = vm->starter;
+        struct fvm_node_call *call = vm->starter;
         vm->starter = NULL;
-        node_call_text(call, "VM %s is %s on node %s, pid %d", vm->name, vm->live, vm->node->name,
-                       node_proc_pid(vm->proc));
+        fvm_node_call_text(call, "VM %s is %s on node %s, pid %d", vm->name, vm->live, vm->node->name,
+                           fvm_node_proc_pid(vm->proc));
     }
 }
 
-static void try_connect(struct node_vm *vm)
+static void try_connect(struct fvm_node_vm *vm)
 {
     char path[4200];
     struct fvm_err err = {0};
-    struct node_control_hooks hooks = {.event = on_event, .closed = on_closed, .ctx = vm};
-    node_vm_path(vm, "control", path, sizeof(path));
-    if (node_control_open(vm->node->loop, path, &hooks, &vm->control, &err) == 0) {
-        if (vm->state == NODE_VM_INCOMING) {
-            node_incoming_connected(vm);
+    struct fvm_node_control_hooks hooks = {.event = on_event, .closed = on_closed, .ctx = vm};
+    fvm_node_vm_path(vm, "control", path, sizeof(path));
+    if (fvm_node_control_open(vm->node->loop, path, &hooks, &vm->control, &err) == 0) {
+        if (vm->state == FVM_NODE_VM_INCOMING) {
+            fvm_node_incoming_connected(vm);
             return;
         }
-        node_console_start(vm);
-        if (node_control_call(vm->control, json_pack("{s:s}", "cmd", "status"), NODE_ASK_MS, on_status, vm) == 0)
+        fvm_node_console_start(vm);
+        if (fvm_node_control_call(vm->control, json_pack("{s:s}", "cmd", "status"), FVM_NODE_ASK_MS, on_status, vm) ==
+            0)
             return;
-        node_control_close(&vm->control);
+        fvm_node_control_close(&vm->control);
     }
     if (vm->deadline_ns && fvm_now_ns() > vm->deadline_ns) {
         fvm_log(ERROR, "vm.no_control", "vm=%s why=\"%s\" does=kill", vm->name, err.text);
         snprintf(vm->how, sizeof(vm->how), "gave no answer on its control socket for %d s after its start",
-                 NODE_START_MS / 1000);
+                 FVM_NODE_START_MS / 1000);
         vm->killed = true;
-        node_proc_kill(vm->proc, SIGKILL);
+        fvm_node_proc_kill(vm->proc, SIGKILL);
         return;
     }
     arm(vm, vm->deadline_ns ? 20 : 500);
@@ -276,55 +277,56 @@ static void try_connect(struct node_vm *vm)
 
 static void on_timer(void *ctx)
 {
-    struct node_vm *vm = ctx;
-    if (vm->state == NODE_VM_STOPPING) {
+    struct fvm_node_vm *vm = ctx;
+    if (vm->state == FVM_NODE_VM_STOPPING) {
         snprintf(vm->how, sizeof(vm->how), "it did not power off in time and was killed");
         vm->killed = true;
-        node_proc_kill(vm->proc, SIGKILL);
+        fvm_node_proc_kill(vm->proc, SIGKILL);
     } else if (!vm->control) {
         try_connect(vm);
     }
 }
 
-void node_vm_arrived(struct node_vm *vm)
+void fvm_node_vm_arrived(struct fvm_node_vm *vm)
 {
-    if (vm->state != NODE_VM_INCOMING)
+    if (vm->state != FVM_NODE_VM_INCOMING)
         return;
-    vm->state = NODE_VM_UP;
+    vm->state = FVM_NODE_VM_UP;
     vm->deadline_ns = 0;
-    node_incoming_free(vm);
-    node_console_start(vm);
-    node_vm_set_live(vm, "running");
+    fvm_node_incoming_free(vm);
+    fvm_node_console_start(vm);
+    fvm_node_vm_set_live(vm, "running");
     vm->asked_ns = 0;
     if (!vm->control)
         arm(vm, 1);
 }
 
-void node_vm_check_arrival(struct node_vm *vm)
+void fvm_node_vm_check_arrival(struct fvm_node_vm *vm)
 {
     struct fvm_ho_record r;
-    if (vm->state == NODE_VM_INCOMING && fvm_vmrecord_get(vm->node->store, vm->name, &r, NULL, NULL) == 0 &&
+    if (vm->state == FVM_NODE_VM_INCOMING && fvm_vmrecord_get(vm->node->store, vm->name, &r, NULL, NULL) == 0 &&
         r.phase == FVM_HO_STABLE && strcmp(r.owner, vm->node->name) == 0)
-        node_vm_arrived(vm);
+        fvm_node_vm_arrived(vm);
 }
 
-void node_vm_tick(struct node *node)
+void fvm_node_vm_tick(struct fvm_node *node)
 {
     uint64_t now = fvm_now_ns();
-    for (struct node_vm *vm = node->vms; vm; vm = vm->next) {
-        if (vm->state != NODE_VM_UP || !vm->control || vm->asking || now - vm->asked_ns < NODE_ASK_MS * 1000000ull)
+    for (struct fvm_node_vm *vm = node->vms; vm; vm = vm->next) {
+        if (vm->state != FVM_NODE_VM_UP || !vm->control || vm->asking ||
+            now - vm->asked_ns < FVM_NODE_ASK_MS * 1000000ull)
             continue;
         vm->asked_ns = now;
-        vm->asking =
-            node_control_call(vm->control, json_pack("{s:s}", "cmd", "status"), NODE_ASK_MS, on_status, vm) == 0;
+        vm->asking = fvm_node_control_call(vm->control, json_pack("{s:s}", "cmd", "status"), FVM_NODE_ASK_MS, on_status,
+                                           vm) == 0;
     }
 }
 
 /* ---- start ---- */
 
-static struct node_vm *make(struct node *node, const char *name, const Fvm__VmConfig *config)
+static struct fvm_node_vm *make(struct fvm_node *node, const char *name, const Fvm__VmConfig *config)
 {
-    struct node_vm *vm = calloc(1, sizeof(*vm));
+    struct fvm_node_vm *vm = calloc(1, sizeof(*vm));
     if (!vm)
         return NULL;
     vm->node = node;
@@ -342,36 +344,36 @@ static struct node_vm *make(struct node *node, const char *name, const Fvm__VmCo
 }
 
 /* The last run's log stays as log.1: it may say why there is another run. */
-static int prepare_dir(struct node_vm *vm, struct fvm_err *err)
+static int prepare_dir(struct fvm_node_vm *vm, struct fvm_err *err)
 {
     char path[4200], old[4200];
     int rc = fvm_dir_make(vm->dir, 0700, err);
     if (rc)
         return rc;
-    node_vm_path(vm, "console.log", path, sizeof(path)); /* the longest socket name is shorter */
+    fvm_node_vm_path(vm, "console.log", path, sizeof(path)); /* the longest socket name is shorter */
     if (strlen(path) >= sizeof(((struct sockaddr_un *)0)->sun_path))
         return fvm_err_set(err, FVM_EINVAL, 0, "cluster",
                            "%s: too long for socket names: start fvm-node with a shorter --state", vm->dir);
-    node_vm_path(vm, "log", path, sizeof(path));
-    node_vm_path(vm, "log.1", old, sizeof(old));
+    fvm_node_vm_path(vm, "log", path, sizeof(path));
+    fvm_node_vm_path(vm, "log.1", old, sizeof(old));
     (void)rename(path, old);
     size_t len = fvm__vm_config__get_packed_size(vm->config);
     uint8_t *data = malloc(len + 1);
     if (!data)
         return fvm_err_set(err, FVM_ENOMEM, 0, "cluster", "out of memory");
     fvm__vm_config__pack(vm->config, data);
-    node_vm_path(vm, "config", path, sizeof(path));
+    fvm_node_vm_path(vm, "config", path, sizeof(path));
     rc = fvm_dir_write_file(path, data, len, 0600, err);
     free(data);
     return rc;
 }
 
-void node_vm_remove_dir(struct node *node, const char *name)
+void fvm_node_vm_remove_dir(struct fvm_node *node, const char *name)
 {
     static const char *const files[] = {"config",        "log",  "log.1",   "console.log",
                                         "console.log.1", "exit", "control", "console"};
     char dir[4200], path[4400];
-    if (node_vm_find(node, name) || fvm_dir_check_name("VM", name, NULL))
+    if (fvm_node_vm_find(node, name) || fvm_dir_check_name("VM", name, NULL))
         return;
     snprintf(dir, sizeof(dir), "%.3900s/vms/%s", node->state_dir, name);
     for (size_t i = 0; i < FVM_ARRAY_SIZE(files); i++) {
@@ -381,36 +383,36 @@ void node_vm_remove_dir(struct node *node, const char *name)
     (void)rmdir(dir);
 }
 
-int node_vm_start(struct node *node, const char *name, const Fvm__VmConfig *config, struct node_arrival *incoming,
-                  struct node_vm **ret_vm, struct fvm_err *err)
+int fvm_node_vm_start(struct fvm_node *node, const char *name, const Fvm__VmConfig *config,
+                      struct fvm_node_arrival *incoming, struct fvm_node_vm **ret_vm, struct fvm_err *err)
 {
     unsigned count = 0;
-    for (struct node_vm *v = node->vms; v; v = v->next)
+    for (struct fvm_node_vm *v = node->vms; v; v = v->next)
         count++;
-    if (node_vm_find(node, name))
+    if (fvm_node_vm_find(node, name))
         return fvm_err_set(err, FVM_ESTATE, 0, "cluster", "VM %s has a process on node %s already", name, node->name);
-    if (count >= NODE_VMS_MAX)
+    if (count >= FVM_NODE_VMS_MAX)
         return fvm_err_set(err, FVM_EBUSY, 0, "cluster", "node %s runs %u VMs already", node->name, count);
-    struct node_vm *vm = make(node, name, config);
+    struct fvm_node_vm *vm = make(node, name, config);
     if (!vm)
         return fvm_err_set(err, FVM_ENOMEM, 0, "cluster", "out of memory");
     char **argv = NULL;
-    vm->state = incoming ? NODE_VM_INCOMING : NODE_VM_STARTING;
+    vm->state = incoming ? FVM_NODE_VM_INCOMING : FVM_NODE_VM_STARTING;
     int rc = prepare_dir(vm, err);
     if (!rc)
-        rc = node_args_make(vm, incoming, &argv, err);
+        rc = fvm_node_args_make(vm, incoming, &argv, err);
     if (!rc)
-        rc = node_proc_spawn(node->loop, vm->dir, argv, on_ended, vm, &vm->proc, err);
-    node_args_free(argv);
+        rc = fvm_node_proc_spawn(node->loop, vm->dir, argv, on_ended, vm, &vm->proc, err);
+    fvm_node_args_free(argv);
     if (rc) {
         free_vm(vm);
         return rc;
     }
     vm->coming = incoming;
-    vm->deadline_ns = fvm_now_ns() + NODE_START_MS * 1000000ull;
+    vm->deadline_ns = fvm_now_ns() + FVM_NODE_START_MS * 1000000ull;
     arm(vm, 5);
-    fvm_log(INFO, "vm.started", "vm=%s pid=%d%s%s", name, node_proc_pid(vm->proc), incoming ? " incoming_from=" : "",
-            incoming ? incoming->from : "");
+    fvm_log(INFO, "vm.started", "vm=%s pid=%d%s%s", name, fvm_node_proc_pid(vm->proc),
+            incoming ? " incoming_from=" : "", incoming ? incoming->from : "");
     *ret_vm = vm;
     return 0;
 }
@@ -419,47 +421,48 @@ int node_vm_start(struct node *node, const char *name, const Fvm__VmConfig *conf
 
 static void on_quit(void *ctx, json_t *result, const struct fvm_err *err)
 {
-    struct node_vm *vm = ctx;
+    struct fvm_node_vm *vm = ctx;
     (void)result;
-    if (err->code && vm->state == NODE_VM_STOPPING && err->code != FVM_ECLOSED)
-        node_proc_kill(vm->proc, SIGTERM);
+    if (err->code && vm->state == FVM_NODE_VM_STOPPING && err->code != FVM_ECLOSED)
+        fvm_node_proc_kill(vm->proc, SIGTERM);
 }
 
 static void on_powerdown(void *ctx, json_t *result, const struct fvm_err *err)
 {
-    struct node_vm *vm = ctx;
+    struct fvm_node_vm *vm = ctx;
     (void)result;
-    if (vm->state != NODE_VM_STOPPING || err->code == FVM_ECLOSED)
+    if (vm->state != FVM_NODE_VM_STOPPING || err->code == FVM_ECLOSED)
         return;
     if (!err->code) {
         snprintf(vm->how, sizeof(vm->how), "powered off by its power button");
         return;
     }
     snprintf(vm->how, sizeof(vm->how), "switched off at once (this machine has no power button to press)");
-    if (!vm->control || node_control_call(vm->control, json_pack("{s:s}", "cmd", "quit"), NODE_ASK_MS, on_quit, vm))
-        node_proc_kill(vm->proc, SIGTERM);
+    if (!vm->control ||
+        fvm_node_control_call(vm->control, json_pack("{s:s}", "cmd", "quit"), FVM_NODE_ASK_MS, on_quit, vm))
+        fvm_node_proc_kill(vm->proc, SIGTERM);
 }
 
-void node_vm_stop(struct node_vm *vm, unsigned timeout_ms, bool kill_it)
+void fvm_node_vm_stop(struct fvm_node_vm *vm, unsigned timeout_ms, bool kill_it)
 {
-    vm->state = NODE_VM_STOPPING;
+    vm->state = FVM_NODE_VM_STOPPING;
     if (kill_it) {
         snprintf(vm->how, sizeof(vm->how), "killed on demand");
         vm->killed = true;
-        node_proc_kill(vm->proc, SIGKILL);
+        fvm_node_proc_kill(vm->proc, SIGKILL);
         return;
     }
     if (!vm->control ||
-        node_control_call(vm->control, json_pack("{s:s}", "cmd", "powerdown"), NODE_ASK_MS, on_powerdown, vm)) {
+        fvm_node_control_call(vm->control, json_pack("{s:s}", "cmd", "powerdown"), FVM_NODE_ASK_MS, on_powerdown, vm)) {
         snprintf(vm->how, sizeof(vm->how), "its control socket does not answer, its process was told to end");
-        node_proc_kill(vm->proc, SIGTERM);
+        fvm_node_proc_kill(vm->proc, SIGTERM);
     }
     arm(vm, timeout_ms);
 }
 
 /* ---- after the daemon's own restart ---- */
 
-static Fvm__VmConfig *read_config(struct node *node, const char *dir)
+static Fvm__VmConfig *read_config(struct fvm_node *node, const char *dir)
 {
     char path[4200], *data = NULL;
     size_t len = 0;
@@ -472,45 +475,45 @@ static Fvm__VmConfig *read_config(struct node *node, const char *dir)
     return config;
 }
 
-static void adopt(struct node *node, const char *name)
+static void adopt(struct fvm_node *node, const char *name)
 {
     char dir[4200];
-    struct node_proc_end end = {0};
+    struct fvm_node_proc_end end = {0};
     struct fvm_err err = {0};
     snprintf(dir, sizeof(dir), "%.3900s/vms/%s", node->state_dir, name);
     Fvm__VmConfig *config = read_config(node, dir);
-    struct node_vm *vm = config ? make(node, name, config) : NULL;
+    struct fvm_node_vm *vm = config ? make(node, name, config) : NULL;
     if (config)
         fvm__vm_config__free_unpacked(config, NULL);
     if (!vm)
         return; /* never started here */
-    int rc = node_proc_adopt(node->loop, vm->dir, on_ended, vm, &vm->proc, &end, &err);
+    int rc = fvm_node_proc_adopt(node->loop, vm->dir, on_ended, vm, &vm->proc, &end, &err);
     if (rc) {
-        struct vmdb_vm known = {0};
-        bool mine = node_vm_owned(node, name) && vmdb_get(node->store, name, &known, NULL) == 0;
+        struct fvm_vmdb_vm known = {0};
+        bool mine = fvm_node_vm_owned(node, name) && fvm_vmdb_get(node->store, name, &known, NULL) == 0;
         const char *was = known.status ? known.status->state : "";
         const char *state;
         char reason[512];
         int exit_status;
         if (mine && strcmp(was, "stopped") && strcmp(was, "crashed") && was[0]) {
             if (rc != FVM_ENOENT || err.sys_errno == ENOENT)
-                end.how = NODE_PROC_UNKNOWN;
+                end.how = FVM_NODE_PROC_UNKNOWN;
             describe_end(vm, &end, &state, reason, sizeof(reason), &exit_status);
-            node_vm_publish(vm, state, reason, exit_status);
+            fvm_node_vm_publish(vm, state, reason, exit_status);
         }
-        vmdb_vm_fini(&known);
+        fvm_vmdb_vm_fini(&known);
         free_vm(vm);
         return;
     }
     struct fvm_ho_record r;
     bool known = fvm_vmrecord_get(node->store, name, &r, NULL, NULL) == 0;
-    vm->state =
-        known && strcmp(r.owner, node->name) && !(strcmp(r.from, node->name) == 0) ? NODE_VM_INCOMING : NODE_VM_UP;
+    vm->state = known && strcmp(r.owner, node->name) && !(strcmp(r.from, node->name) == 0) ? FVM_NODE_VM_INCOMING
+                                                                                           : FVM_NODE_VM_UP;
     arm(vm, 1);
-    fvm_log(INFO, "vm.adopted", "vm=%s pid=%d", name, node_proc_pid(vm->proc));
+    fvm_log(INFO, "vm.adopted", "vm=%s pid=%d", name, fvm_node_proc_pid(vm->proc));
 }
 
-int node_vm_adopt_all(struct node *node, struct fvm_err *err)
+int fvm_node_vm_adopt_all(struct fvm_node *node, struct fvm_err *err)
 {
     char path[4200];
     snprintf(path, sizeof(path), "%.4000s/vms", node->state_dir);
@@ -525,7 +528,7 @@ int node_vm_adopt_all(struct node *node, struct fvm_err *err)
     return 0;
 }
 
-void node_vm_close_all(struct node *node)
+void fvm_node_vm_close_all(struct fvm_node *node)
 {
     while (node->vms)
         free_vm(node->vms);

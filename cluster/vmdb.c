@@ -9,14 +9,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-void vmdb_key(enum vmdb_key which, const char *name, char *buf, size_t size)
+void fvm_vmdb_key(enum fvm_vmdb_key which, const char *name, char *buf, size_t size)
 {
     static const char *const format[] = {"/vm/%s/config", "/vm/%s/record", "/vm/%s/status", "/node/%s", "/alive/%s"};
     snprintf(buf, size, format[which], name);
 }
 
-int vmdb_put(struct fvm_store *store, const char *key, uint64_t expect, const ProtobufCMessage *m, uint64_t lease,
-             uint64_t *ret_revision, struct fvm_err *err)
+int fvm_vmdb_put(struct fvm_store *store, const char *key, uint64_t expect, const ProtobufCMessage *m, uint64_t lease,
+                 uint64_t *ret_revision, struct fvm_err *err)
 {
     size_t len = protobuf_c_message_get_packed_size(m);
     uint8_t *data = malloc(len + 1);
@@ -28,8 +28,8 @@ int vmdb_put(struct fvm_store *store, const char *key, uint64_t expect, const Pr
     return rc;
 }
 
-int vmdb_unpack(const struct fvm_store_item *item, const ProtobufCMessageDescriptor *type, void *ret_message,
-                struct fvm_err *err)
+int fvm_vmdb_unpack(const struct fvm_store_item *item, const ProtobufCMessageDescriptor *type, void *ret_message,
+                    struct fvm_err *err)
 {
     ProtobufCMessage *m = protobuf_c_message_unpack(type, NULL, item->value_len, (const uint8_t *)item->value);
     if (!m)
@@ -49,24 +49,24 @@ static const char *split(const char *key, char *name, size_t size)
     return slash + 1;
 }
 
-static int take(struct vmdb_vm *vm, const char *part, const struct fvm_store_item *item, struct fvm_err *err)
+static int take(struct fvm_vmdb_vm *vm, const char *part, const struct fvm_store_item *item, struct fvm_err *err)
 {
     if (strcmp(part, "config") == 0) {
         vm->config_revision = item->revision;
-        return vmdb_unpack(item, &fvm__vm_config__descriptor, &vm->config, err);
+        return fvm_vmdb_unpack(item, &fvm__vm_config__descriptor, &vm->config, err);
     }
     if (strcmp(part, "record") == 0) {
         vm->record_revision = item->revision;
-        return vmdb_unpack(item, &fvm__vm_record__descriptor, &vm->record, err);
+        return fvm_vmdb_unpack(item, &fvm__vm_record__descriptor, &vm->record, err);
     }
     if (strcmp(part, "status") == 0) {
         vm->status_revision = item->revision;
-        return vmdb_unpack(item, &fvm__vm_status__descriptor, &vm->status, err);
+        return fvm_vmdb_unpack(item, &fvm__vm_status__descriptor, &vm->status, err);
     }
     return 0;
 }
 
-void vmdb_vm_fini(struct vmdb_vm *vm)
+void fvm_vmdb_vm_fini(struct fvm_vmdb_vm *vm)
 {
     free(vm->name);
     if (vm->config)
@@ -75,26 +75,26 @@ void vmdb_vm_fini(struct vmdb_vm *vm)
         fvm__vm_record__free_unpacked(vm->record, NULL);
     if (vm->status)
         fvm__vm_status__free_unpacked(vm->status, NULL);
-    *vm = (struct vmdb_vm){0};
+    *vm = (struct fvm_vmdb_vm){0};
 }
 
-void vmdb_vms_fini(struct vmdb_vms *vms)
+void fvm_vmdb_vms_fini(struct fvm_vmdb_vms *vms)
 {
     for (size_t i = 0; i < vms->count; i++)
-        vmdb_vm_fini(&vms->vms[i]);
+        fvm_vmdb_vm_fini(&vms->vms[i]);
     free(vms->vms);
-    *vms = (struct vmdb_vms){0};
+    *vms = (struct fvm_vmdb_vms){0};
 }
 
-static int add_item(struct vmdb_vms *vms, const struct fvm_store_item *item, struct fvm_err *err)
+static int add_item(struct fvm_vmdb_vms *vms, const struct fvm_store_item *item, struct fvm_err *err)
 {
     char name[FVM_STORE_KEY_MAX];
     const char *part = split(item->key, name, sizeof(name));
     if (!*part)
         return 0;
-    struct vmdb_vm *last = vms->count ? &vms->vms[vms->count - 1] : NULL;
+    struct fvm_vmdb_vm *last = vms->count ? &vms->vms[vms->count - 1] : NULL;
     if (!last || strcmp(last->name, name)) {
-        struct vmdb_vm *grown = realloc(vms->vms, (vms->count + 1) * sizeof(*grown));
+        struct fvm_vmdb_vm *grown = realloc(vms->vms, (vms->count + 1) * sizeof(*grown));
         char *copy = strdup(name);
         if (grown)
             vms->vms = grown;
@@ -103,16 +103,16 @@ static int add_item(struct vmdb_vms *vms, const struct fvm_store_item *item, str
             return fvm_err_set(err, FVM_ENOMEM, 0, "cluster", "out of memory");
         }
         last = &vms->vms[vms->count++];
-        *last = (struct vmdb_vm){.name = copy};
+        *last = (struct fvm_vmdb_vm){.name = copy};
     }
     return take(last, part, item, err);
 }
 
 /* Keys come in order, so a VM's parts are neighbours. */
-static int list(struct fvm_store *store, const char *prefix, struct vmdb_vms *ret_vms, struct fvm_err *err)
+static int list(struct fvm_store *store, const char *prefix, struct fvm_vmdb_vms *ret_vms, struct fvm_err *err)
 {
     struct fvm_store_items items = {0};
-    struct vmdb_vms vms = {0};
+    struct fvm_vmdb_vms vms = {0};
     int rc = fvm_store_list(store, prefix, &items, NULL, err);
     if (rc)
         return rc;
@@ -124,25 +124,25 @@ static int list(struct fvm_store *store, const char *prefix, struct vmdb_vms *re
         if (vms.vms[i].config && vms.vms[i].record)
             vms.vms[kept++] = vms.vms[i];
         else
-            vmdb_vm_fini(&vms.vms[i]);
+            fvm_vmdb_vm_fini(&vms.vms[i]);
     }
     vms.count = kept;
     if (rc)
-        vmdb_vms_fini(&vms);
+        fvm_vmdb_vms_fini(&vms);
     else
         *ret_vms = vms;
     return rc;
 }
 
-int vmdb_list(struct fvm_store *store, struct vmdb_vms *ret_vms, struct fvm_err *err)
+int fvm_vmdb_list(struct fvm_store *store, struct fvm_vmdb_vms *ret_vms, struct fvm_err *err)
 {
     return list(store, "/vm/", ret_vms, err);
 }
 
-int vmdb_get(struct fvm_store *store, const char *name, struct vmdb_vm *ret_vm, struct fvm_err *err)
+int fvm_vmdb_get(struct fvm_store *store, const char *name, struct fvm_vmdb_vm *ret_vm, struct fvm_err *err)
 {
     char prefix[FVM_STORE_KEY_MAX];
-    struct vmdb_vms vms = {0};
+    struct fvm_vmdb_vms vms = {0};
     snprintf(prefix, sizeof(prefix), "/vm/%.200s/", name);
     int rc = list(store, prefix, &vms, err);
     if (!rc && vms.count != 1)
@@ -151,20 +151,20 @@ int vmdb_get(struct fvm_store *store, const char *name, struct vmdb_vm *ret_vm, 
         *ret_vm = vms.vms[0];
         vms.count = 0;
     }
-    vmdb_vms_fini(&vms);
+    fvm_vmdb_vms_fini(&vms);
     return rc;
 }
 
-int vmdb_create(struct fvm_store *store, const Fvm__VmConfig *config, const char *owner, struct fvm_err *err)
+int fvm_vmdb_create(struct fvm_store *store, const Fvm__VmConfig *config, const char *owner, struct fvm_err *err)
 {
     char key[FVM_STORE_KEY_MAX];
     uint64_t revision = 0;
-    vmdb_key(VMDB_CONFIG, config->name, key, sizeof(key));
-    int rc = vmdb_put(store, key, 0, &config->base, 0, &revision, err);
+    fvm_vmdb_key(FVM_VMDB_CONFIG, config->name, key, sizeof(key));
+    int rc = fvm_vmdb_put(store, key, 0, &config->base, 0, &revision, err);
     if (rc == FVM_ECONFLICT) {
-        struct vmdb_vm there = {0};
-        rc = vmdb_get(store, config->name, &there, NULL);
-        vmdb_vm_fini(&there);
+        struct fvm_vmdb_vm there = {0};
+        rc = fvm_vmdb_get(store, config->name, &there, NULL);
+        fvm_vmdb_vm_fini(&there);
         return fvm_err_set(err, FVM_EEXIST, 0, "cluster",
                            rc ? "a half-made VM \"%s\" is in the way: vm delete clears it"
                               : "there is a VM \"%s\" already",
@@ -177,23 +177,23 @@ int vmdb_create(struct fvm_store *store, const Fvm__VmConfig *config, const char
     record.epoch = 1;
     record.phase = (char *)"stable";
     char rkey[FVM_STORE_KEY_MAX];
-    vmdb_key(VMDB_RECORD, config->name, rkey, sizeof(rkey));
-    rc = vmdb_put(store, rkey, 0, &record.base, 0, NULL, err);
+    fvm_vmdb_key(FVM_VMDB_RECORD, config->name, rkey, sizeof(rkey));
+    rc = fvm_vmdb_put(store, rkey, 0, &record.base, 0, NULL, err);
     if (rc)
         fvm_store_cas(store, key, revision, NULL, 0, 0, NULL, NULL);
     return rc;
 }
 
-int vmdb_delete(struct fvm_store *store, const char *name, uint64_t record_revision, struct fvm_err *err)
+int fvm_vmdb_delete(struct fvm_store *store, const char *name, uint64_t record_revision, struct fvm_err *err)
 {
     char key[FVM_STORE_KEY_MAX];
-    vmdb_key(VMDB_RECORD, name, key, sizeof(key));
+    fvm_vmdb_key(FVM_VMDB_RECORD, name, key, sizeof(key));
     int rc = fvm_store_cas(store, key, record_revision, NULL, 0, 0, NULL, err); /* 0: there must be none */
-    for (int part = VMDB_CONFIG; !rc && part <= VMDB_STATUS; part++) {
+    for (int part = FVM_VMDB_CONFIG; !rc && part <= FVM_VMDB_STATUS; part++) {
         struct fvm_store_item item = {0};
-        if (part == VMDB_RECORD)
+        if (part == FVM_VMDB_RECORD)
             continue;
-        vmdb_key(part, name, key, sizeof(key));
+        fvm_vmdb_key(part, name, key, sizeof(key));
         rc = fvm_store_get(store, key, &item, err);
         if (rc == 0)
             rc = fvm_store_cas(store, key, item.revision, NULL, 0, 0, NULL, err);
@@ -204,16 +204,16 @@ int vmdb_delete(struct fvm_store *store, const char *name, uint64_t record_revis
     return rc;
 }
 
-int vmdb_record_swap(struct fvm_store *store, const char *name, uint64_t expect, const Fvm__VmRecord *record,
-                     struct fvm_err *err)
+int fvm_vmdb_record_swap(struct fvm_store *store, const char *name, uint64_t expect, const Fvm__VmRecord *record,
+                         struct fvm_err *err)
 {
     char key[FVM_STORE_KEY_MAX];
-    vmdb_key(VMDB_RECORD, name, key, sizeof(key));
-    return vmdb_put(store, key, expect, &record->base, 0, NULL, err);
+    fvm_vmdb_key(FVM_VMDB_RECORD, name, key, sizeof(key));
+    return fvm_vmdb_put(store, key, expect, &record->base, 0, NULL, err);
 }
 
-int vmdb_status_set(struct fvm_store *store, const char *name, const char *node, const char *state, const char *reason,
-                    int exit_status, struct fvm_err *err)
+int fvm_vmdb_status_set(struct fvm_store *store, const char *name, const char *node, const char *state,
+                        const char *reason, int exit_status, struct fvm_err *err)
 {
     char key[FVM_STORE_KEY_MAX];
     Fvm__VmStatus status = FVM__VM_STATUS__INIT;
@@ -222,14 +222,14 @@ int vmdb_status_set(struct fvm_store *store, const char *name, const char *node,
     status.reason = (char *)(uintptr_t)reason;
     status.exit_status = exit_status;
     status.wall_ns = fvm_wall_ns();
-    vmdb_key(VMDB_STATUS, name, key, sizeof(key));
+    fvm_vmdb_key(FVM_VMDB_STATUS, name, key, sizeof(key));
     int rc = FVM_ECONFLICT;
     for (int tries = 0; rc == FVM_ECONFLICT && tries < 8; tries++) {
         struct fvm_store_item item = {0};
         int got = fvm_store_get(store, key, &item, err);
         if (got && got != FVM_ENOENT)
             return got;
-        rc = vmdb_put(store, key, got ? 0 : item.revision, &status.base, 0, NULL, err);
+        rc = fvm_vmdb_put(store, key, got ? 0 : item.revision, &status.base, 0, NULL, err);
         fvm_store_item_fini(&item);
     }
     return rc;

@@ -13,41 +13,41 @@
 #include "cluster/store.h"
 #include "proto/cluster.pb-c.h"
 
-enum vmdb_key { VMDB_CONFIG, VMDB_RECORD, VMDB_STATUS, VMDB_NODE, VMDB_ALIVE };
+enum fvm_vmdb_key { FVM_VMDB_CONFIG, FVM_VMDB_RECORD, FVM_VMDB_STATUS, FVM_VMDB_NODE, FVM_VMDB_ALIVE };
 
 /** One VM as the store knows it; parts that are missing are NULL. */
-struct vmdb_vm {
+struct fvm_vmdb_vm {
     char *name;
     Fvm__VmConfig *config;
     Fvm__VmRecord *record;
     Fvm__VmStatus *status;
     uint64_t config_revision, record_revision, status_revision;
 };
-struct vmdb_vms {
-    struct vmdb_vm *vms;
+struct fvm_vmdb_vms {
+    struct fvm_vmdb_vm *vms;
     size_t count;
 };
 
-void vmdb_key(enum vmdb_key which, const char *name, char *buf, size_t size);
+void fvm_vmdb_key(enum fvm_vmdb_key which, const char *name, char *buf, size_t size);
 /** FVM_ENOENT: no such VM. */
-int vmdb_get(struct fvm_store *store, const char *name, struct vmdb_vm *ret_vm, struct fvm_err *err);
-int vmdb_list(struct fvm_store *store, struct vmdb_vms *ret_vms, struct fvm_err *err);
-void vmdb_vm_fini(struct vmdb_vm *vm);
-void vmdb_vms_fini(struct vmdb_vms *vms);
+int fvm_vmdb_get(struct fvm_store *store, const char *name, struct fvm_vmdb_vm *ret_vm, struct fvm_err *err);
+int fvm_vmdb_list(struct fvm_store *store, struct fvm_vmdb_vms *ret_vms, struct fvm_err *err);
+void fvm_vmdb_vm_fini(struct fvm_vmdb_vm *vm);
+void fvm_vmdb_vms_fini(struct fvm_vmdb_vms *vms);
 /** FVM_EEXIST: the name is taken. The record starts as owner, epoch 1, stable. */
-int vmdb_create(struct fvm_store *store, const Fvm__VmConfig *config, const char *owner, struct fvm_err *err);
+int fvm_vmdb_create(struct fvm_store *store, const Fvm__VmConfig *config, const char *owner, struct fvm_err *err);
 /** Only if the record still is at that revision. */
-int vmdb_delete(struct fvm_store *store, const char *name, uint64_t record_revision, struct fvm_err *err);
+int fvm_vmdb_delete(struct fvm_store *store, const char *name, uint64_t record_revision, struct fvm_err *err);
 /** FVM_ECONFLICT: the record changed meanwhile. */
-int vmdb_record_swap(struct fvm_store *store, const char *name, uint64_t expect, const Fvm__VmRecord *record,
-                     struct fvm_err *err);
-int vmdb_status_set(struct fvm_store *store, const char *name, const char *node, const char *state, const char *reason,
-                    int exit_status, struct fvm_err *err);
+int fvm_vmdb_record_swap(struct fvm_store *store, const char *name, uint64_t expect, const Fvm__VmRecord *record,
+                         struct fvm_err *err);
+int fvm_vmdb_status_set(struct fvm_store *store, const char *name, const char *node, const char *state,
+                        const char *reason, int exit_status, struct fvm_err *err);
 /** Any protobuf message under any key. */
-int vmdb_put(struct fvm_store *store, const char *key, uint64_t expect, const ProtobufCMessage *m, uint64_t lease,
-             uint64_t *ret_revision, struct fvm_err *err);
+int fvm_vmdb_put(struct fvm_store *store, const char *key, uint64_t expect, const ProtobufCMessage *m, uint64_t lease,
+                 uint64_t *ret_revision, struct fvm_err *err);
 /** FVM_EBADIMAGE: there is something else under this key. */
-int vmdb_unpack(const struct fvm_store_item *item, const ProtobufCMessageDescriptor *type, void *ret_message,
-                struct fvm_err *err);
+int fvm_vmdb_unpack(const struct fvm_store_item *item, const ProtobufCMessageDescriptor *type, void *ret_message,
+                    struct fvm_err *err);
 
 #endif

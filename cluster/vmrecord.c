@@ -41,11 +41,11 @@ int fvm_vmrecord_get(struct fvm_store *store, const char *vm_name, struct fvm_ho
     char key[FVM_STORE_KEY_MAX];
     struct fvm_store_item item = {0};
     Fvm__VmRecord *m = NULL;
-    vmdb_key(VMDB_RECORD, vm_name, key, sizeof(key));
+    fvm_vmdb_key(FVM_VMDB_RECORD, vm_name, key, sizeof(key));
     int rc = fvm_store_get(store, key, &item, err);
     if (rc)
         return rc;
-    rc = vmdb_unpack(&item, &fvm__vm_record__descriptor, &m, err);
+    rc = fvm_vmdb_unpack(&item, &fvm__vm_record__descriptor, &m, err);
     if (!rc && (rc = fvm_vmrecord_from_message(m, ret_record)))
         fvm_err_set(err, rc, 0, "cluster", "store: %s is not a possible hand-over record", key);
     if (!rc && ret_revision)
@@ -70,7 +70,7 @@ int fvm_vmrecord_swap(struct fvm_store *store, const char *vm_name, uint64_t exp
     m.to = r.to;
     if (r.phase != FVM_HO_STABLE || r.from[0])
         m.mig_id = (ProtobufCBinaryData){.len = FVM_HO_ID_BYTES, .data = r.mig_id};
-    return vmdb_record_swap(store, vm_name, expect, &m, err);
+    return fvm_vmdb_record_swap(store, vm_name, expect, &m, err);
 }
 
 int fvm_vmrecord_open(const char *url, const char *vm_name, struct fvm_vmrecord **ret_record, struct fvm_err *err)

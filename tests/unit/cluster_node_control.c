@@ -16,7 +16,7 @@
 static struct fvm_loop *loop;
 static char path[64];
 static int listener = -1, vm = -1; /* vm: our end, as the VM process */
-static struct node_control *control;
+static struct fvm_node_control *control;
 static unsigned events, closed, done;
 static int last_code;
 static char last_state[32];
@@ -32,7 +32,7 @@ static void on_closed(void *ctx, const char *why)
     (void)ctx;
     (void)why;
     closed++;
-    node_control_close(&control); /* as the daemon does, from inside */
+    fvm_node_control_close(&control); /* as the daemon does, from inside */
 }
 
 static void on_done(void *ctx, json_t *result, const struct fvm_err *err)
@@ -42,7 +42,7 @@ static void on_done(void *ctx, json_t *result, const struct fvm_err *err)
     last_code = err->code;
     snprintf(last_state, sizeof(last_state), "%s", state ? state : "");
     if (ctx)
-        node_control_close(&control);
+        fvm_node_control_close(&control);
 }
 
 static int up(void)
@@ -64,10 +64,10 @@ static int down(void)
 
 static void open_both(void)
 {
-    const struct node_control_hooks hooks = {.event = on_event, .closed = on_closed};
+    const struct fvm_node_control_hooks hooks = {.event = on_event, .closed = on_closed};
     events = closed = done = 0;
     last_code = 1;
-    CU_ASSERT_EQUAL_FATAL(node_control_open(loop, path, &hooks, &control, NULL), 0);
+    CU_ASSERT_EQUAL_FATAL(fvm_node_control_open(loop, path, &hooks, &control, NULL), 0);
     vm = accept(listener, NULL, NULL);
     CU_ASSERT_TRUE_FATAL(vm >= 0);
 }
@@ -75,7 +75,7 @@ static void open_both(void)
 static void close_both(void)
 {
     if (control)
-        node_control_close(&control);
+        fvm_node_control_close(&control);
     close(vm);
 }
 
@@ -92,7 +92,7 @@ static void until(const unsigned *counter, unsigned want)
 
 static void ask(unsigned timeout_ms, void *ctx)
 {
-    CU_ASSERT_EQUAL(node_control_call(control, json_pack("{s:s}", "cmd", "status"), timeout_ms, on_done, ctx), 0);
+    CU_ASSERT_EQUAL(fvm_node_control_call(control, json_pack("{s:s}", "cmd", "status"), timeout_ms, on_done, ctx), 0);
 }
 
 static void test_answers(void)
@@ -135,10 +135,10 @@ static void test_silence(void)
     say("{\"id\":1,\"ok\":true}\n{\"id\":2,\"ok\":true}\n"); /* the first is too late */
     until(&done, 2);
     CU_ASSERT_EQUAL(last_code, 0);
-    for (int i = 0; i < NODE_CONTROL_CALLS_MAX; i++)
+    for (int i = 0; i < FVM_NODE_CONTROL_CALLS_MAX; i++)
         ask(60, NULL);
-    CU_ASSERT_EQUAL(node_control_call(control, json_pack("{s:s}", "cmd", "x"), 60, on_done, NULL), FVM_EBUSY);
-    until(&done, 2 + NODE_CONTROL_CALLS_MAX);
+    CU_ASSERT_EQUAL(fvm_node_control_call(control, json_pack("{s:s}", "cmd", "x"), 60, on_done, NULL), FVM_EBUSY);
+    until(&done, 2 + FVM_NODE_CONTROL_CALLS_MAX);
     close_both();
 }
 
@@ -154,7 +154,7 @@ static void test_hang_up(void)
     CU_ASSERT_PTR_NULL(control);
     open_both();
     ask(5000, NULL);
-    node_control_close(&control); /* by us: the call still ends, nothing else is told */
+    fvm_node_control_close(&control); /* by us: the call still ends, nothing else is told */
     CU_ASSERT_EQUAL(done, 1);
     CU_ASSERT_EQUAL(closed, 0);
     close(vm);

@@ -175,8 +175,8 @@ static void test_record(void)
     CU_ASSERT_EQUAL(sa.get(sa.ctx, &r, &revision, NULL), FVM_ENOENT);
     Fvm__VmConfig config = FVM__VM_CONFIG__INIT;
     config.name = (char *)"v";
-    CU_ASSERT_EQUAL(vmdb_create(store, &config, "n1", NULL), 0);
-    CU_ASSERT_EQUAL(vmdb_create(store, &config, "n2", NULL), FVM_EEXIST);
+    CU_ASSERT_EQUAL(fvm_vmdb_create(store, &config, "n1", NULL), 0);
+    CU_ASSERT_EQUAL(fvm_vmdb_create(store, &config, "n2", NULL), FVM_EEXIST);
     CU_ASSERT_EQUAL_FATAL(sa.get(sa.ctx, &r, &revision, NULL), 0);
     CU_ASSERT_STRING_EQUAL(r.owner, "n1");
     CU_ASSERT_EQUAL(r.phase, FVM_HO_STABLE);
@@ -189,8 +189,8 @@ static void test_record(void)
     CU_ASSERT_STRING_EQUAL(read.to, "n2");
     next.owner[0] = 0;
     CU_ASSERT_EQUAL(sa.cas(sa.ctx, revision, &next, NULL), FVM_EINVAL);
-    CU_ASSERT_EQUAL(vmdb_delete(store, "v", revision + 9, NULL), FVM_ECONFLICT);
-    CU_ASSERT_EQUAL(vmdb_delete(store, "v", revision, NULL), 0);
+    CU_ASSERT_EQUAL(fvm_vmdb_delete(store, "v", revision + 9, NULL), FVM_ECONFLICT);
+    CU_ASSERT_EQUAL(fvm_vmdb_delete(store, "v", revision, NULL), 0);
     CU_ASSERT_EQUAL(sa.get(sa.ctx, &r, &revision, NULL), FVM_ENOENT);
     CU_ASSERT_EQUAL(fvm_store_cas(store, "/vm/v/record", 0, "\xff\xff", 2, 0, NULL, NULL), 0);
     CU_ASSERT_EQUAL(sa.get(sa.ctx, &r, &revision, NULL), FVM_EBADIMAGE);
