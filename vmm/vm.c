@@ -96,7 +96,10 @@ static void on_kick(void *ctx, unsigned cpu, enum fvm_irq_kick what, unsigned ar
     switch (what) {
     case FVM_KICK_INTR: fvm_vcpu_request(v, FVM_REQ_IRQ); break;
     case FVM_KICK_NMI: fvm_vcpu_request(v, FVM_REQ_NMI); break;
-    case FVM_KICK_INIT: fvm_vcpu_request(v, FVM_REQ_INIT); break;
+    case FVM_KICK_INIT: /* a start-up that came before it does not count any more */
+        __atomic_and_fetch(&v->request, ~(uint32_t)FVM_REQ_SIPI, __ATOMIC_SEQ_CST);
+        fvm_vcpu_request(v, FVM_REQ_INIT);
+        break;
     case FVM_KICK_SIPI:
         __atomic_store_n(&v->sipi_vector, (uint8_t)arg, __ATOMIC_RELEASE);
         fvm_vcpu_request(v, FVM_REQ_SIPI);
@@ -265,6 +268,7 @@ static int make_cpus(struct fvm_vm *vm, struct fvm_err *err)
         if (r)
             break;
         vm->vcpus[i]->vm = vm;
+        vm->vcpus[i]->count = vm->config->cpus;
         vm->vcpu_count++;
         r = fvm_vcpu_start_thread(vm->vcpus[i]);
         if (r)

@@ -27,6 +27,9 @@ void fvm_vm_stats(const struct fvm_vm *vm, FILE *out)
             "interrupts %llu, faults %llu, host signals %llu\n",
             ull(e.exits), ull(e.exec_one), ull(e.helper_calls), ull(e.mem_slow), ull(e.mmio), ull(e.irqs),
             ull(e.faults), ull(e.signals));
+    if (e.stops)
+        fprintf(out, "stops of all processors: %llu, mean %.1f us, longest %.1f us\n", ull(e.stops),
+                (double)e.stop_ns / 1e3 / (double)e.stops, (double)e.stop_ns_max / 1e3);
     fprintf(out, "exits by reason:");
     for (unsigned i = 0; i < FVM_EXIT_REASONS; i++)
         if (e.exits_by[i])

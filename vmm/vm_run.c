@@ -311,14 +311,11 @@ void fvm_vm_handle_asked(void *ctx)
 uint32_t fvm_vm_dirty_epoch(struct fvm_vm *vm)
 {
     unsigned depth = op_begin(vm);
-    bool running = atomic_load(&vm->state) == FVM_VM_RUNNING;
-    if (running)
-        fvm_vm_park_all(vm);
+    fvm_engine_stop(vm->engine);
     uint32_t closed = fvm_ram_epoch_next(vm->ram);
     for (unsigned i = 0; i < vm->vcpu_count; i++)
         fvm_shadow_withdraw_writes(vm->vcpus[i]->shadow);
-    if (running)
-        fvm_vm_resume_all(vm);
+    fvm_engine_go(vm->engine);
     op_end(vm, depth);
     return closed;
 }

@@ -82,11 +82,11 @@ enum { /* bits of `request`: what another thread wants of a vCPU */
     FVM_REQ_IRQ = 1,        /* look at fvm_irq_cpu_pending */
     FVM_REQ_NMI = 2,
     FVM_REQ_STOP = 4,       /* park */
-    FVM_REQ_INVALIDATE = 8, /* translated code changed under us (engine) */
+    FVM_REQ_INVALIDATE = 8, /* a fast helper of this vCPU wrote to translated bytes: flush (engine) */
     FVM_REQ_INIT = 16,
     FVM_REQ_SIPI = 32,
-    FVM_REQ_WITHDRAW = 64,  /* new dirty epoch: withdraw write rights */
     FVM_REQ_WAKE = 128,     /* no meaning of its own: leave hlt and look */
+    FVM_REQ_SAFE_POINT = 256, /* somebody stops the world (translate/world.c) */
 };
 
 enum fvm_vcpu_run { FVM_RUN_NORMAL, FVM_RUN_HALTED, FVM_RUN_WAIT_SIPI, FVM_RUN_SHUTDOWN };
@@ -130,7 +130,7 @@ struct fvm_vcpu {
 
     /* --- surroundings, all borrowed --- */
     unsigned index; /* 0.. */
-    unsigned count; /* vCPUs of the VM, for CPUID's topology; 0 counts as 1 */
+    unsigned count; /* vCPUs of the VM, for CPUID's topology and ADR 0007; 0 counts as 1. Set before anything is translated */
     const struct fvm_cpu_model *model;
     struct fvm_ram *ram;
     struct fvm_bus *bus;

@@ -84,15 +84,35 @@ void fvm_vcpu_destroy(struct fvm_vcpu **vcpu_p)
     *vcpu_p = NULL;
 }
 
+/* This thread runs the vCPU from now on: it is inside (world.c). */
+static void thread_begin(struct fvm_vcpu *v)
+{
+    struct fvm_vcpu_priv *p = v->priv;
+    p->thread = pthread_self();
+    __atomic_store_n(&p->tid, (int)syscall(SYS_gettid), __ATOMIC_RELEASE);
+    fvm_bus_set_cpu(v->index); /* local APIC registers are at one address for all */
+    fvm_bus_set_wait(fvm_world_blocking, v);
+    fvm_world_enter(v);
+}
+
+static void thread_end(struct fvm_vcpu *v)
+{
+    struct fvm_vcpu_priv *p = v->priv;
+    fvm_world_leave(v);
+    fvm_bus_set_wait(NULL, NULL);
+    __atomic_store_n(&p->tid, 0, __ATOMIC_RELEASE);
+}
+
 static void *thread_main(void *arg)
 {
     struct fvm_vcpu_priv *p = arg;
     struct fvm_vcpu *v = p->v;
-    p->tid = (int)syscall(SYS_gettid);
-    fvm_bus_set_cpu(v->index); /* local APIC registers are at one address for all */
+    thread_begin(v);
+    fvm_world_leave(v);
     int r = fvm_signal_thread_init(p);
     fvm_assert(!r);
     fvm_run_park(p);
+    fvm_world_enter(v);
     while (!p->quit) {
         struct fvm_run_result unused;
         if (fvm_run_step(v, &unused) || p->quit)
@@ -106,6 +126,7 @@ static void *thread_main(void *arg)
         fvm_run_park(p);
     }
     fvm_signal_thread_fini(p);
+    thread_end(v);
     return NULL;
 }
 
@@ -183,9 +204,10 @@ void fvm_vcpu_request(struct fvm_vcpu *v, uint32_t bits)
         pthread_mutex_lock(&p->lock);
         pthread_cond_broadcast(&p->cond);
         pthread_mutex_unlock(&p->lock);
-    } else if (__atomic_load_n(fvm_slot(v, FVM_SLOT_IN_CODE), __ATOMIC_SEQ_CST) && p->has_thread &&
-               !pthread_equal(pthread_self(), p->thread)) {
-        syscall(SYS_tgkill, getpid(), p->tid, FVM_KICK_SIGNAL);
+    } else if (__atomic_load_n(fvm_slot(v, FVM_SLOT_IN_CODE), __ATOMIC_SEQ_CST)) {
+        int tid = __atomic_load_n(&p->tid, __ATOMIC_ACQUIRE);
+        if (tid && !pthread_equal(pthread_self(), p->thread))
+            syscall(SYS_tgkill, getpid(), tid, FVM_KICK_SIGNAL);
     }
 }
 
@@ -245,10 +267,12 @@ void fvm_vcpu_dump(const struct fvm_vcpu *v, FILE *out)
 void fvm_vcpu_run_until(struct fvm_vcpu *v, uint64_t until_rip, uint64_t max_blocks, struct fvm_run_result *ret)
 {
     struct fvm_vcpu_priv *p = v->priv;
-    bool own_stack = !p->sigstack;
+    bool own_stack = !p->sigstack, own_thread = !p->tid;
     *ret = (struct fvm_run_result){0};
     if (own_stack)
         fvm_signal_thread_init(p);
+    if (own_thread)
+        thread_begin(v);
     p->return_faults = true;
     p->run_until_on = true;
     p->run_until = until_rip;
@@ -261,6 +285,8 @@ void fvm_vcpu_run_until(struct fvm_vcpu *v, uint64_t until_rip, uint64_t max_blo
             break;
     }
     p->return_faults = p->run_until_on = false;
+    if (own_thread)
+        thread_end(v);
     if (own_stack)
         fvm_signal_thread_fini(p);
 }

@@ -30,6 +30,7 @@ struct fvm_vcpu_hooks {
 struct fvm_engine_stats {
     uint64_t blocks, guest_insns_translated, cache_bytes_used, cache_flushes, invalidations, exits, exec_one, helper_calls,
         mem_slow, irqs, faults, mmio, signals, host_ns_translating;
+    uint64_t stops, stop_ns, stop_ns_max;      /* the world was stopped; until all were out of code */
     uint64_t exits_by[FVM_EXIT_REASONS];       /* full exits, by reason: fvm_engine_exit_name */
     uint64_t system_by[FVM_SYSTEM_KINDS];      /* instructions done by C, by mnemonic (hashed): fvm_engine_system_name */
 };
@@ -41,6 +42,12 @@ const char *fvm_engine_system_name(unsigned bucket);
 int fvm_engine_create(struct fvm_ram *ram, const struct fvm_engine_config *config, struct fvm_engine **ret_engine,
                       struct fvm_err *err);
 void fvm_engine_destroy(struct fvm_engine **engine_p);
+/**
+ * Stop the world: returns when every vCPU is out of translated code and out of what depends on it, and stays so until
+ * fvm_engine_go. Any thread; the caller may hold the board lock, but must not take it in between. Microseconds. Nests.
+ */
+void fvm_engine_stop(struct fvm_engine *engine);
+void fvm_engine_go(struct fvm_engine *engine);
 void fvm_engine_get_stats(const struct fvm_engine *engine, struct fvm_engine_stats *ret);
 
 /** The vCPU and its shadow; no thread yet. State is reset state (BSP runs, others wait for SIPI). */

@@ -82,7 +82,13 @@ void fvm_bus_destroy(struct fvm_bus **bus_p)
 
 void fvm_bus_lock(void *bus)
 {
-    fvm_assert(pthread_mutex_lock(&((struct fvm_bus *)bus)->lock) == 0);
+    pthread_mutex_t *lock = &((struct fvm_bus *)bus)->lock;
+
+    if (pthread_mutex_trylock(lock) == 0)
+        return;
+    fvm_bus_wait(true);
+    fvm_assert(pthread_mutex_lock(lock) == 0);
+    fvm_bus_wait(false);
 }
 
 void fvm_bus_unlock(void *bus)

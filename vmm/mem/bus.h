@@ -44,6 +44,13 @@ void fvm_bus_write(struct fvm_bus *bus, enum fvm_bus_space space, uint64_t addr,
 void fvm_bus_set_cpu(unsigned cpu);
 unsigned fvm_bus_cpu(void);
 
+/**
+ * For the calling thread: fn(ctx, true) before it waits for the board lock because another thread has it, fn(ctx, false) when it
+ * has it. A vCPU thread thus counts as stopped meanwhile (translate/world.c). NULL: nothing.
+ */
+void fvm_bus_set_wait(void (*fn)(void *ctx, bool begin), void *ctx);
+void fvm_bus_wait(bool begin); /* bus.c */
+
 /** Optional trace of every access (--trace io). NULL turns it off. */
 void fvm_bus_set_trace(struct fvm_bus *bus, void (*fn)(void *ctx, enum fvm_bus_space space, bool write, uint64_t addr,
                                                       unsigned size, uint64_t value, const char *name), void *ctx);

@@ -61,6 +61,16 @@ bool fvm_rmap_add(struct fvm_shadow *sh, fvm_pfn pfn, uint64_t slot, bool may_st
     return true;
 }
 
+bool fvm_shadow_may_write(const struct fvm_shadow *sh, fvm_pfn pfn)
+{
+    const uint64_t *slots = &sh->rmap[pfn * FVM_RMAP_SLOTS];
+    uint64_t any = 0;
+
+    for (unsigned i = 0; i < FVM_RMAP_SLOTS; i++)
+        any |= __atomic_load_n(&slots[i], __ATOMIC_SEQ_CST);
+    return any;
+}
+
 void fvm_rmap_revoke(struct fvm_shadow *sh, fvm_pfn pfn)
 {
     uint64_t *slots = &sh->rmap[pfn * FVM_RMAP_SLOTS];

@@ -138,33 +138,50 @@ static bool neighbour(const struct fvm_shadow *sh, const struct fvm_walk *w, int
     return true;
 }
 
+/* Between noting entries in the rmap and looking whether their pages hold code: see fvm_shadow_may_write. */
+static void rmap_noted(void)
+{
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
+
 static void fill_neighbours(struct fvm_shadow *sh, fvm_gva va, uint64_t index, const struct fvm_walk *w)
 {
     uint64_t *group = &half_of(sh, index)->entries[index & (HALF_ENTRIES - 1) & ~(uint64_t)(GROUP - 1)];
     int self = (int)(index & (GROUP - 1));
-    uint64_t all = 0;
+    uint64_t all = 0, fresh[GROUP];
+    fvm_pfn pfn[GROUP];
 
     for (int k = 0; k < (int)GROUP; k++) {
         struct fvm_walk n;
         uint64_t rights;
-        fvm_pfn pfn;
 
+        fresh[k] = 0;
         if (group[k] || k == self || !neighbour(sh, w, k - self, &n))
             continue;
-        pfn = n.gpa >> FVM_PAGE_SHIFT;
-        if (!fvm_ram_has_page(sh->ram, pfn) || (sh->ram->flags[pfn] & FVM_PAGE_ABSENT))
+        pfn[k] = n.gpa >> FVM_PAGE_SHIFT;
+        if (!fvm_ram_has_page(sh->ram, pfn[k]) || (sh->ram->flags[pfn[k]] & FVM_PAGE_ABSENT))
             continue;
         rights = rights_of(&sh->pg, &n, false);
-        if ((rights & S_W) &&
-            (!page_current(sh->ram, pfn) || !fvm_rmap_add(sh, pfn, slot_make(sh, index + (uint64_t)(k - self)), false)))
+        if ((rights & S_W) && (!page_current(sh->ram, pfn[k]) ||
+                               !fvm_rmap_add(sh, pfn[k], slot_make(sh, index + (uint64_t)(k - self)), false)))
             rights &= ~S_W;
-        if (!rights)
-            continue;
-        group[k] = entry_make(sh, va + (uint64_t)((int64_t)(k - self) * (int64_t)FVM_PAGE_SIZE), n.gpa, rights);
+        if (rights)
+            fresh[k] = entry_make(sh, va + (uint64_t)((int64_t)(k - self) * (int64_t)FVM_PAGE_SIZE), n.gpa, rights);
         all |= rights;
+    }
+    if (!all)
+        return;
+    if (all & S_W)
+        rmap_noted();
+    fvm_shadow_touch(sh, index, table_flags(all)); /* touched already: cannot flush */
+    for (unsigned k = 0; k < GROUP; k++) {
+        if (!fresh[k])
+            continue;
+        if ((fresh[k] & S_W) && !page_current(sh->ram, pfn[k]))
+            fresh[k] &= ~S_W;
+        group[k] = fresh[k];
         sh->stats.fill_neighbours++;
     }
-    fvm_shadow_touch(sh, index, table_flags(all)); /* touched already: cannot flush */
     if (index < HALF_ENTRIES && (all & FVM_S_KX))
         sh->cur->user_kx = true;
 }
@@ -180,16 +197,19 @@ static uint64_t settle_write(struct fvm_shadow *sh, fvm_pfn pfn, uint64_t index,
         return rights;
     if (!want_write) {
         if (!page_current(ram, pfn) || !fvm_rmap_add(sh, pfn, slot_make(sh, index), false))
-            rights &= ~S_W;
-        return rights;
+            return rights & ~S_W;
+        rmap_noted();
+        return page_current(ram, pfn) ? rights : rights & ~S_W;
     }
+    if (!(__atomic_load_n(&ram->flags[pfn], __ATOMIC_RELAXED) & (FVM_PAGE_CODE | FVM_PAGE_PT))) {
+        (void)fvm_rmap_add(sh, pfn, slot_make(sh, index), true);
+        rmap_noted();
+    }
+    fvm_ram_mark_version(ram, pfn); /* no code hook: the caller tells it after the bytes are there */
     if (__atomic_load_n(&ram->flags[pfn], __ATOMIC_RELAXED) & (FVM_PAGE_CODE | FVM_PAGE_PT)) {
-        fvm_ram_mark_version(ram, pfn); /* no code hook: the caller tells it after the bytes are there */
         *ret_code = true;
         return rights & ~S_W;
     }
-    fvm_ram_mark_version(ram, pfn);
-    (void)fvm_rmap_add(sh, pfn, slot_make(sh, index), true);
     sh->stats.write_grants++;
     return rights;
 }

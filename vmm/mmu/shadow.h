@@ -27,7 +27,8 @@
  * dirty log has not seen it in this epoch (version < epoch while logging). To revoke, each physical page remembers
  * at most FVM_RMAP_SLOTS entries that hold a write right; granting one more takes the right from an older one.
  *
- * Thread: a shadow belongs to its vCPU's thread; fvm_shadow_revoke* run there too (others send a request to the vCPU).
+ * Thread: a shadow belongs to its vCPU's thread. Others (protect_page, withdraw_writes) only while that vCPU is stopped
+ * (cpu/translate/world.c); fvm_shadow_may_write at any time.
  */
 #ifndef FVM_VMM_MMU_SHADOW_H
 #define FVM_VMM_MMU_SHADOW_H
@@ -88,8 +89,14 @@ enum fvm_shadow_result fvm_shadow_miss(struct fvm_shadow *sh, fvm_gva va, unsign
 /** The entry for va in the current space (may be 0). */
 uint64_t fvm_shadow_peek(const struct fvm_shadow *sh, fvm_gva va);
 
-/** Page gets FVM_PAGE_CODE (set here): no entry of this shadow keeps a write right to it. */
+/** Page gets FVM_PAGE_CODE (set here, a full barrier): no entry of this shadow keeps a write right to it. */
 void fvm_shadow_protect_page(struct fvm_shadow *sh, fvm_pfn pfn);
+/**
+ * May an entry of this shadow have a write right to the page, or get it from a miss that is under way? Any thread, after
+ * FVM_PAGE_CODE was set: a miss notes the entry in the rmap before it looks at the flag, so one of the two sees the other. True
+ * too often (the rmap's slots are hints), never false wrongly.
+ */
+bool fvm_shadow_may_write(const struct fvm_shadow *sh, fvm_pfn pfn);
 /** Start (or go on with) an epoch: withdraws every write right in every space. Cost: what was filled. */
 void fvm_shadow_withdraw_writes(struct fvm_shadow *sh);
 /** From now on a write right is granted only together with marking the page's version (always done; see ram.h). */

@@ -39,7 +39,7 @@ static uint32_t exit_new(struct fvm_tr *tr, uint64_t target)
     struct fvm_engine *e = tr->e;
     fvm_assert(e->exit_count < e->exit_max);
     uint32_t n = e->exit_count++;
-    e->exits[n] = (struct fvm_exit){.block = tr->block, .target = target, .to = FVM_NONE, .next_incoming = FVM_NONE,
+    e->exits[n] = (struct fvm_exit){.block = tr->block, .target = target, .to = FVM_NONE, .now = FVM_NONE, .next_incoming = FVM_NONE,
                                     .flags_saved = tr->saved};
     tr->b->exit_count++;
     return n;
@@ -51,9 +51,16 @@ static void exit_cold(struct fvm_tr *tr, uint32_t exit, uint32_t jump_at)
     tr->cold[tr->cold_n++] = (struct fvm_cold){.kind = FVM_COLD_EXIT, .exit = exit, .mark = (uint8_t)tr->cur};
 }
 
+void fvm_tr_place(struct fvm_tr *tr, unsigned before)
+{
+    while (((tr->b->code_off + tr->em.at + before) & 63) > 60)
+        e8(&tr->em, 0x90);
+}
+
 void fvm_tr_exit_direct(struct fvm_tr *tr, uint64_t target)
 {
     uint32_t n = exit_new(tr, target);
+    fvm_tr_place(tr, 1);
     exit_cold(tr, n, e_jmp(&tr->em));
     tr->ended = true;
 }
@@ -62,8 +69,10 @@ void fvm_tr_exit_cond(struct fvm_tr *tr, unsigned cc, uint64_t target, uint64_t 
 {
     fvm_tr_flags_restore(tr, tr->u);
     uint32_t n = exit_new(tr, target);
+    fvm_tr_place(tr, 2);
     exit_cold(tr, n, e_jcc(&tr->em, cc));
     uint32_t m = exit_new(tr, next);
+    fvm_tr_place(tr, 1);
     exit_cold(tr, m, e_jmp(&tr->em));
     tr->ended = true;
 }
@@ -91,6 +100,7 @@ static void page_check(struct fvm_tr *tr, struct fvm_exit *x)
     e_jmp_to(em, x->stub_off);
     em->buf[short_at] = (uint8_t)(em->at - short_at - 1);
     e_fs_load(em, FVM_RCX, FVM_SLOT_TMP);
+    fvm_tr_place(tr, 1);
     x->check_jump_off = e_jmp(em);
     e_patch(em, x->check_jump_off, x->stub_off);
 }
@@ -107,6 +117,7 @@ void fvm_tr_cold_exit(struct fvm_tr *tr, struct fvm_cold *c)
         return;
     x->thunk_off = em->at;
     fvm_tr_restore_victims(tr);
+    fvm_tr_place(tr, 1);
     x->jump2_off = e_jmp(em);
     e_patch(em, x->jump2_off, x->stub_off);
     if ((x->target & ~FVM_PAGE_MASK) != (tr->rip & ~FVM_PAGE_MASK))
@@ -213,6 +224,8 @@ static void emit_loop(struct fvm_tr *tr, struct fvm_tr_insn *i, uint64_t target)
     /* the native instruction, jumping over a near jump: loop/loope/loopne/jrcxz are short only */
     struct fvm_emit *em = &tr->em;
     fvm_tr_flags_restore(tr, tr->u);
+    while (((tr->b->code_off + em->at + 4) & 63) > 50) /* both jumps' rel32 in one cache line */
+        e8(em, 0x90);
     if (i->in.z.address_width == 32)
         e8(em, 0x67);
     e8(em, i->in.z.opcode);

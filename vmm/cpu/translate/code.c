@@ -3,8 +3,8 @@
  * dropping blocks whose bytes changed.
  *
  * Invariant: a dropped block's entry is overwritten by a jump to its dead end, so stale jump-cache entries are harmless; its
- * incoming links are undone; its memory is not reused before the whole cache is flushed, which happens only while
- * every vCPU is outside translated code.
+ * incoming links are undone; its memory is not reused before the whole cache is flushed. Dropping and flushing happen only
+ * while the world is stopped (world.c).
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -16,6 +16,7 @@
 #include "vmm/cpu/translate/engine.h"
 
 #define CACHE_DEFAULT (128ull << 20)
+#define RELINKS_MAX 8
 
 static bool same_victims(const struct fvm_block *a, const struct fvm_block *b)
 {
@@ -27,18 +28,12 @@ static bool same_victims(const struct fvm_block *a, const struct fvm_block *b)
     return true;
 }
 
-void fvm_code_link(struct fvm_engine *e, struct fvm_vcpu *v, uint32_t n, uint32_t to)
+/* The jumps of an exit and what its check expects. One that was linked differently before may be on others' way: see link_exit. */
+static void set_link(struct fvm_engine *e, struct fvm_exit *x, struct fvm_block *from, const struct fvm_block *t, uint64_t expect)
 {
-    struct fvm_exit *x = &e->exits[n];
-    struct fvm_block *from = &e->blocks[x->block], *t = &e->blocks[to];
-    const struct fvm_vcpu_priv *p = v->priv;
-    if (from->dead || t->dead || (from->mode & FVM_MODE_SINGLE) || (t->mode & FVM_MODE_SINGLE) || e->config.single_block ||
-        from->mode != t->mode || x->target != t->rip || (p->run_until_on && x->target == p->run_until))
-        return;
-    uint64_t expect = 0;
-    if (x->check_off && !(expect = 0 - fvm_shadow_peek(v->shadow, x->target)))
-        return;
     uint32_t target;
+    if (x->check_off)
+        memcpy(e->code_rw + from->code_off + x->check_imm_off, &expect, 8);
     if (same_victims(from, t)) {
         target = x->flags_saved ? t->saved_inner_off : t->inner_off;
     } else {
@@ -46,16 +41,63 @@ void fvm_code_link(struct fvm_engine *e, struct fvm_vcpu *v, uint32_t n, uint32_
         target = from->code_off + x->thunk_off;
     }
     if (x->check_off) {
-        memcpy(e->code_rw + from->code_off + x->check_imm_off, &expect, 8);
         fvm_code_set_rel32(e, from, x->check_jump_off, target);
         target = from->code_off + x->check_off;
     }
     fvm_code_set_rel32(e, from, x->jump_off, target);
+}
+
+static bool expects(const struct fvm_engine *e, const struct fvm_exit *x, uint64_t expect)
+{
+    return !x->check_off || !memcmp(e->code_rw + e->blocks[x->block].code_off + x->check_imm_off, &expect, 8);
+}
+
+/* A kick may have cut the exit that was just linked, before: the vCPU would go on and on. Kick it again. */
+static void kick_again(struct fvm_engine *e, const struct fvm_vcpu *self)
+{
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    for (unsigned k = 0; k < e->vcpu_count; k++)
+        if (e->vcpus[k] != self && __atomic_load_n(&e->vcpus[k]->request, __ATOMIC_RELAXED))
+            fvm_vcpu_request(e->vcpus[k], 0);
+}
+
+static void link_exit(struct fvm_engine *e, struct fvm_vcpu *v, uint32_t n, uint32_t to)
+{
+    struct fvm_exit *x = &e->exits[n];
+    struct fvm_block *from = &e->blocks[x->block], *t = &e->blocks[to];
+    const struct fvm_vcpu_priv *p = v->priv;
+    if (from->dead || t->dead || (from->mode & FVM_MODE_SINGLE) || (t->mode & FVM_MODE_SINGLE) || e->config.single_block ||
+        from->mode != t->mode || x->target != t->rip || (p->run_until_on && x->target == p->run_until))
+        return;
+    uint64_t expect = x->check_off ? 0 - fvm_shadow_peek(v->shadow, x->target) : 0;
+    if (x->check_off && !expect)
+        return;
+    bool stop = e->vcpu_count > 1 && x->now != FVM_NONE && (x->now != to || !expects(e, x, expect));
+    if (stop && x->relinks++ >= RELINKS_MAX) { /* every other time it leads elsewhere: not worth stopping the world */
+        x->relinks = RELINKS_MAX;
+        return;
+    }
+    if (stop)
+        fvm_world_stop(e, FVM_WORLD_ALL);
+    set_link(e, x, from, t, expect);
+    if (stop)
+        fvm_world_go(e);
+    x->now = to;
     if (x->to == FVM_NONE) {
         x->to = to;
         x->next_incoming = t->incoming;
         t->incoming = n;
     }
+    if (e->vcpu_count > 1)
+        kick_again(e, v);
+}
+
+void fvm_code_link(struct fvm_engine *e, struct fvm_vcpu *v, uint32_t n, uint32_t to)
+{
+    if (!fvm_world_trylock(e))
+        return; /* another time */
+    link_exit(e, v, n, to);
+    fvm_world_unlock(e);
 }
 
 struct fvm_code_page *fvm_code_page_get(struct fvm_engine *e, fvm_pfn pfn)
@@ -65,7 +107,7 @@ struct fvm_code_page *fvm_code_page_get(struct fvm_engine *e, fvm_pfn pfn)
         p = calloc(1, sizeof *p);
         fvm_assert(p);
         p->blocks = FVM_NONE;
-        e->pages[pfn] = p;
+        __atomic_store_n(&e->pages[pfn], p, __ATOMIC_RELEASE);
     }
     return p;
 }
@@ -75,7 +117,7 @@ void fvm_code_add(struct fvm_engine *e, uint32_t n)
     struct fvm_block *b = &e->blocks[n];
     uint32_t *h = &e->hash[fvm_code_hash(e, b->gpa, b->rip, b->mode)];
     b->next_hash = *h;
-    *h = n;
+    __atomic_store_n(h, n, __ATOMIC_RELEASE); /* others look without the lock: all of the block is there */
     struct fvm_code_page *p = fvm_code_page_get(e, b->gpa >> FVM_PAGE_SHIFT);
     b->next_page = p->blocks;
     p->blocks = n;
@@ -95,15 +137,16 @@ void fvm_code_drop(struct fvm_engine *e, uint32_t n)
     for (uint32_t x = b->incoming; x != FVM_NONE;) {
         uint32_t next = e->exits[x].next_incoming;
         fvm_code_unlink_exit(e, x);
-        e->exits[x].to = FVM_NONE;
+        e->exits[x].to = e->exits[x].now = FVM_NONE;
         e->exits[x].next_incoming = FVM_NONE;
         x = next;
     }
     b->incoming = FVM_NONE;
     uint32_t *p = &e->hash[fvm_code_hash(e, b->gpa, b->rip, b->mode)];
-    while (*p != n)
+    while (*p != n && *p != FVM_NONE)
         p = &e->blocks[*p].next_hash;
-    *p = b->next_hash;
+    if (*p == n)
+        *p = b->next_hash;
     e->code_rw[b->code_off] = 0xe9;
     fvm_code_set_rel32(e, b, 1, b->dead_off);
     e->code_rw[b->inner_off] = 0xe9; /* an exit's jump at least follows: five bytes are there */
@@ -121,7 +164,7 @@ static void drop_page(struct fvm_engine *e, fvm_pfn pfn)
     /* A two-page block stays in the other page's chain as dead, which is harmless: it only links to blocks of that page. */
     p->blocks = FVM_NONE;
     memset(p->bytes, 0, sizeof p->bytes);
-    e->ram->flags[pfn] &= (uint8_t)~FVM_PAGE_CODE;
+    __atomic_fetch_and(&e->ram->flags[pfn], (uint8_t)~FVM_PAGE_CODE, __ATOMIC_SEQ_CST);
     e->stats.invalidations++;
 }
 
@@ -145,7 +188,7 @@ void fvm_code_flush(struct fvm_engine *e)
 {
     for (uint64_t k = 0; k < e->ram->page_count; k++)
         if (e->pages[k]) {
-            e->ram->flags[k] &= (uint8_t)~FVM_PAGE_CODE;
+            __atomic_fetch_and(&e->ram->flags[k], (uint8_t)~FVM_PAGE_CODE, __ATOMIC_SEQ_CST);
             free(e->pages[k]);
             e->pages[k] = NULL;
         }
@@ -237,57 +280,14 @@ void fvm_code_fini(struct fvm_engine *e)
     release(e->hash, (e->hash_mask + 1ull) * sizeof *e->hash);
 }
 
-/* The only vCPU wrote by C code: it is outside translated code now. */
-static bool written_by_the_only_vcpu(const struct fvm_engine *e)
-{
-    if (e->vcpu_count != 1)
-        return false;
-    const struct fvm_vcpu_priv *p = e->vcpus[0]->priv;
-    return !p->has_thread || pthread_equal(pthread_self(), p->thread);
-}
-
 void fvm_engine_code_written(struct fvm_engine *e, fvm_gpa gpa, uint64_t len)
 {
-    if (written_by_the_only_vcpu(e)) {
+    fvm_world_lock(e);
+    if (fvm_code_touches(e, gpa, len)) {
+        /* Not before every vCPU is out of the old code may the writer go on (publish a completion, say). */
+        fvm_world_stop(e, FVM_WORLD_ALL);
         fvm_code_invalidate(e, gpa, len);
-        return;
+        fvm_world_go(e);
     }
-    pthread_mutex_lock(&e->inval_lock);
-    unsigned last = e->inval_count - 1;
-    if (e->inval_count && e->inval[last].gpa + e->inval[last].len == gpa) {
-        e->inval[last].len += len;
-    } else if (e->inval_count < FVM_ARRAY_SIZE(e->inval)) {
-        e->inval[e->inval_count].gpa = gpa;
-        e->inval[e->inval_count].len = len;
-        e->inval_count++;
-    } else {
-        e->inval_all = true;
-    }
-    pthread_mutex_unlock(&e->inval_lock);
-    for (unsigned k = 0; k < e->vcpu_count; k++) {
-        struct fvm_vcpu *v = e->vcpus[k];
-        struct fvm_vcpu_priv *p = v->priv;
-        fvm_vcpu_request(v, FVM_REQ_INVALIDATE);
-        if (p->has_thread && pthread_equal(pthread_self(), p->thread))
-            continue;
-        /* Not before the vCPU is out of translated code may the writer go on (publish a completion, say). */
-        while (__atomic_load_n(fvm_slot(v, FVM_SLOT_IN_CODE), __ATOMIC_ACQUIRE) &&
-               __atomic_load_n(&v->request, __ATOMIC_ACQUIRE) & FVM_REQ_INVALIDATE)
-            sched_yield();
-    }
-}
-
-void fvm_code_process_invalidations(struct fvm_engine *e)
-{
-    pthread_mutex_lock(&e->inval_lock);
-    bool all = e->inval_all;
-    unsigned n = e->inval_count;
-    if (!all)
-        for (unsigned k = 0; k < n; k++) /* ranges were merged when they came */
-            fvm_code_invalidate(e, e->inval[k].gpa, e->inval[k].len);
-    e->inval_count = 0;
-    e->inval_all = false;
-    pthread_mutex_unlock(&e->inval_lock);
-    if (all)
-        fvm_code_flush(e);
+    fvm_world_unlock(e);
 }

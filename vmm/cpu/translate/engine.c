@@ -40,8 +40,11 @@ int fvm_engine_create(struct fvm_ram *ram, const struct fvm_engine_config *confi
         e->config = *config;
     if (e->config.single_insn)
         e->config.single_block = true;
-    pthread_mutex_init(&e->lock, NULL);
-    pthread_mutex_init(&e->inval_lock, NULL);
+    pthread_mutexattr_t attr;
+    pthread_mutexattr_init(&attr);
+    pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_RECURSIVE);
+    pthread_mutex_init(&e->lock, &attr);
+    pthread_mutexattr_destroy(&attr);
     int r = fvm_code_init(e, err);
     if (!r && (r = fvm_signal_install()))
         fvm_err_set(err, r, 0, "cpu", "cannot install signal handlers");
@@ -68,7 +71,6 @@ void fvm_engine_destroy(struct fvm_engine **engine_p)
     }
     fvm_code_fini(e);
     pthread_mutex_destroy(&e->lock);
-    pthread_mutex_destroy(&e->inval_lock);
     free(e);
     *engine_p = NULL;
 }
@@ -84,6 +86,9 @@ void fvm_engine_get_stats(const struct fvm_engine *e, struct fvm_engine_stats *r
         ret->helper_calls += p->stats.helper_calls;
         ret->irqs += p->stats.irqs;
         ret->faults += p->stats.faults;
+        ret->mem_slow += p->stats.mem_slow;
+        ret->signals += p->stats.signals;
+        ret->host_ns_translating += p->stats.host_ns_translating;
         for (unsigned i = 0; i < FVM_EXIT_REASONS; i++)
             ret->exits_by[i] += p->stats.exits_by[i];
         for (unsigned i = 0; i < FVM_SYSTEM_KINDS; i++)

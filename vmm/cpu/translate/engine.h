@@ -4,6 +4,18 @@
  * A *block* is a run of guest instructions of one page, translated for one linear address and mode. Blocks live in the code
  * cache (code.c), which only grows until it is flushed as a whole. Each direct branch out of a block is an *exit*; an exit that
  * is linked jumps straight to its target block. Each slow memory access is a *site*.
+ *
+ * Several vCPUs share all of it. Who may do what:
+ *
+ *   inside, no lock      run translated code; read blocks, exits, sites, marks, hash, pages (fast helpers, the signal handler, C)
+ *   inside, no lock      the kick handler cuts the exits of the block that it interrupted: single stores of a rel32
+ *   lock                 append: new blocks, exits, sites, marks; publish them (hash and pages by release stores, last);
+ *                        link an exit: stores of rel32s that lie within a cache line, the one that makes it reachable last
+ *   lock + world stopped everything else: dropping, flushing, changing an imm64 or more than one reachable word, taking a
+ *                        write right out of another vCPU's shadow
+ *
+ * So a patched rel32 must not cross a cache line (fvm_tr_place), and what a vCPU reads without the lock it forgets at its safe
+ * points (world.c): any call that may wait for this lock or for the board lock, and each turn of the dispatcher.
  */
 #ifndef FVM_TRANSLATE_ENGINE_H
 #define FVM_TRANSLATE_ENGINE_H
@@ -77,8 +89,10 @@ struct fvm_exit {
     uint32_t check_off;    /* cross-page check sequence or 0: imm64 of expected entry at check_imm_off */
     uint32_t check_imm_off;
     uint32_t check_jump_off;
-    uint32_t to;           /* linked block or FVM_NONE */
+    uint32_t to;           /* block in whose `incoming` it is, or FVM_NONE */
+    uint32_t now;          /* block that it was linked to last, while a vCPU may be on the way there; or FVM_NONE */
     uint32_t next_incoming;
+    uint8_t relinks;       /* how often that was another, or another entry was expected, with the world stopped for it */
     uint8_t flags_saved;   /* guest flags are in SLOT_FLAGS when this exit is taken */
 };
 
@@ -102,7 +116,10 @@ struct fvm_code_page {
 struct fvm_engine {
     struct fvm_ram *ram;
     struct fvm_engine_config config;
-    pthread_mutex_t lock;          /* translation, linking, invalidation */
+    pthread_mutex_t lock;          /* see above; recursive; fvm_world_lock */
+    unsigned stop_depth;           /* lock */
+    uint32_t stopping;             /* futex: not 0 while the world is stopped. Written under the lock, read by all */
+    uint32_t reading;              /* a translation reads guest bytes. Written under the lock, read by all: fvm_code_write_begin */
     uint8_t *code;                 /* executable view */
     uint8_t *code_rw;              /* writable view of the same memory */
     uint64_t code_bytes, code_used, code_start;
@@ -123,12 +140,7 @@ struct fvm_engine {
     unsigned vcpu_count;
     uint64_t flush_generation;
     void (*code_written)(struct fvm_engine *e, fvm_gpa gpa, uint64_t len); /* fvm_engine_code_written, for fast.c */
-    /* ranges written by other threads, to invalidate */
-    pthread_mutex_t inval_lock;
-    struct { fvm_gpa gpa; uint64_t len; } inval[256];
-    unsigned inval_count;
-    bool inval_all;
-    struct fvm_engine_stats stats;
+    struct fvm_engine_stats stats; /* lock; what vCPUs count for themselves is in theirs */
 };
 
 enum { FVM_TRAMP_DIRECT, FVM_TRAMP_SYSTEM, FVM_TRAMP_ONE, FVM_TRAMP_DEAD, FVM_TRAMP_MEM, FVM_TRAMP_INDIRECT, FVM_TRAMP_STRING,
@@ -145,7 +157,10 @@ struct fvm_vcpu_priv {
     pthread_mutex_t lock;
     pthread_cond_t cond;       /* wakes the vCPU; and tells parkers */
     bool stop, parked, quit;
-    int tid;
+    int tid;                   /* of the thread that runs it now, 0: none. Read by those who kick */
+    uint32_t inside;           /* futex: not 0 while inside (world.c). Written by the own thread, 1 -> 2 by a waiting stopper */
+    bool was_inside;
+    uint64_t code_write;       /* page (+ 1) with code to which translated code may be writing: fvm_code_write_begin */
     void *sigstack;
     struct fvm_vcpu_hooks hooks;
     bool fill_jump_cache;      /* the next block's rip was not known to the jump cache */
@@ -195,27 +210,52 @@ static inline struct fvm_jc_entry *fvm_jc(struct fvm_vcpu *v, bool user, uint64_
 
 /* ---- lookup.c: fast-helper and signal safe ---- */
 uint32_t fvm_code_hash(const struct fvm_engine *e, uint64_t gpa, uint64_t rip, uint8_t mode);
+/**
+ * Translated code or a fast helper is about to write to a page with code, at once: may it? False: by C. (T, the translator, sets
+ * `reading`, then looks at code_write of the others; the writer sets code_write, then looks at `reading`. One sees the other: T then
+ * stops that vCPU before it reads the page's bytes.)
+ */
+bool fvm_code_write_begin(struct fvm_vcpu *v, fvm_gpa gpa, uint64_t len);
 void fvm_code_set_rel32(struct fvm_engine *e, const struct fvm_block *from, uint32_t at, uint32_t to_off);
 void fvm_code_unlink_exit(struct fvm_engine *e, uint32_t exit);
 uint8_t fvm_mode_of(const struct fvm_vcpu *v);
 /** Block for a guest physical address, linear address and mode, or FVM_NONE. Fast-helper safe. */
 uint32_t fvm_code_find(const struct fvm_engine *e, uint64_t gpa, uint64_t rip, uint8_t mode);
 /* ---- code.c ---- */
+/** Link if nobody else has the lock. Not a safe point. */
 void fvm_code_link(struct fvm_engine *e, struct fvm_vcpu *v, uint32_t exit, uint32_t to);
 void fvm_code_unlink_block(struct fvm_engine *e, struct fvm_block *b); /* its outgoing exits; async-signal safe */
 uint32_t fvm_code_block_at(const struct fvm_engine *e, uint64_t host_pc);
 int fvm_code_init(struct fvm_engine *e, struct fvm_err *err);
 void fvm_code_fini(struct fvm_engine *e);
+/** World stopped. */
 void fvm_code_flush(struct fvm_engine *e);
-/** Drop one block (its second page is not what it was). */
+/** Drop one block (its second page is not what it was). World stopped. */
 void fvm_code_drop(struct fvm_engine *e, uint32_t block);
 void fvm_code_add(struct fvm_engine *e, uint32_t block);
 struct fvm_code_page *fvm_code_page_get(struct fvm_engine *e, fvm_pfn pfn);
-/** Drop what was translated from the page if [gpa, gpa+len) touches translated bytes. Returns true if anything was dropped. */
+/** Drop what was translated from the page if [gpa, gpa+len) touches translated bytes. Returns true if anything was dropped. World stopped. */
 bool fvm_code_invalidate(struct fvm_engine *e, fvm_gpa gpa, uint64_t len);
 /** Would a write to the range touch translated bytes? Fast-helper safe. */
 bool fvm_code_touches(const struct fvm_engine *e, fvm_gpa gpa, uint64_t len);
-void fvm_code_process_invalidations(struct fvm_engine *e);
+
+/* ---- world.c ---- */
+#define FVM_WORLD_ALL UINT64_MAX
+/** The vCPU whose thread this is, or NULL. */
+struct fvm_vcpu *fvm_world_self(const struct fvm_engine *e);
+void fvm_world_enter(struct fvm_vcpu *v);
+void fvm_world_leave(struct fvm_vcpu *v);
+/** Own thread, inside: others may stop the world here. */
+void fvm_world_safe_point(struct fvm_vcpu *v);
+/** For fvm_bus_set_wait. */
+void fvm_world_blocking(void *vcpu, bool begin);
+/** Recursive. A safe point if it is taken. */
+void fvm_world_lock(struct fvm_engine *e);
+bool fvm_world_trylock(struct fvm_engine *e); /* never a safe point */
+void fvm_world_unlock(struct fvm_engine *e);
+/** Lock held. which: bit k is e->vcpus[k]. Nests; stopped until the last go. */
+void fvm_world_stop(struct fvm_engine *e, uint64_t which);
+void fvm_world_go(struct fvm_engine *e);
 
 /* ---- front.c ---- */
 /** Translate at v->rip. FVM_NONE with *fault filled on a guest fault; may flush the cache. */

@@ -140,6 +140,22 @@ static int exec_on_bounce(struct fvm_vcpu *v, const struct fvm_insn *in, const Z
     return r;
 }
 
+static bool is_atomic(const struct fvm_insn *in)
+{
+    return (in->z.attributes & ZYDIS_ATTRIB_HAS_LOCK) || in->z.mnemonic == ZYDIS_MNEMONIC_XCHG;
+}
+
+/* Read and write back with nothing in between: no other vCPU, no device. */
+static int exec_atomic(struct fvm_vcpu *v, const struct fvm_insn *in, const ZydisDecodedOperand *op, struct fvm_fault *fault)
+{
+    fvm_bus_lock(v->bus);
+    fvm_engine_stop(v->engine);
+    int r = exec_on_bounce(v, in, op, fault);
+    fvm_engine_go(v->engine);
+    fvm_bus_unlock(v->bus);
+    return r;
+}
+
 /* Two MMX registers as the processor reads them: pending x87 exceptions, and the x87 is in MMX state afterwards. */
 int fvm_exec_read_mm(struct fvm_vcpu *v, unsigned a, unsigned b, uint8_t ret[16], struct fvm_fault *fault)
 {
@@ -336,6 +352,8 @@ int fvm_exec_one(struct fvm_vcpu *v, struct fvm_fault *fault)
             r = fvm_exec_vmaskmov(v, &in, fault);
         else if (mem->visibility != ZYDIS_OPERAND_VISIBILITY_EXPLICIT)
             r = fvm_exec_maskmov(v, &in, fault);
+        else if (v->engine->vcpu_count > 1 && is_atomic(&in))
+            r = exec_atomic(v, &in, mem, fault);
         else
             r = exec_on_bounce(v, &in, mem, fault);
     }

@@ -59,12 +59,13 @@ static unsigned read_across(struct fvm_vcpu *v, const struct fvm_site *s, uint64
 
 unsigned fvm_fast_mem(struct fvm_vcpu *v)
 {
-    struct fvm_engine *e = v->engine;
+    const struct fvm_engine *e = v->engine;
+    struct fvm_vcpu_priv *p = v->priv;
     const struct fvm_site *s = &e->sites[*fvm_slot(v, FVM_SLOT_ARG) & 0xffffffffu];
     uint64_t ea = *fvm_slot(v, FVM_SLOT_EA), entry, gpa;
     unsigned want = s->want | (v->cpl == 3 ? FVM_USER : 0);
     struct fvm_fault f;
-    e->stats.mem_slow++;
+    p->stats.mem_slow++;
     if ((ea & FVM_PAGE_MASK) + s->size > FVM_PAGE_SIZE) {
         if (s->want & FVM_W || s->size > 64 || s->kind & FVM_SITE_MASKED)
             return fvm_fast_leave(v, FVM_EXIT_MEM);
@@ -81,7 +82,7 @@ unsigned fvm_fast_mem(struct fvm_vcpu *v)
             f.vector = FVM_EXC_SS;
         return fvm_fast_deliver(v, (uint32_t)*fvm_slot(v, FVM_SLOT_ARG), &f);
     case FVM_SHADOW_CODE:
-        if (fvm_code_touches(e, gpa, s->size))
+        if (!fvm_code_write_begin(v, gpa, s->size))
             return fvm_fast_leave(v, FVM_EXIT_MEM);
         fvm_ram_mark_version(v->ram, gpa >> FVM_PAGE_SHIFT);
         v->regs[s->ureg] = (uint64_t)(uintptr_t)v->ram->base + gpa - ea + usual(v);
@@ -174,10 +175,8 @@ void fvm_fast_code_written(void *engine, fvm_gpa gpa, uint64_t len)
         struct fvm_vcpu *v = e->vcpus[k];
         if (fs != (uint64_t)(uintptr_t)v)
             continue;
-        if (fvm_code_touches(e, gpa, len)) {
-            __atomic_store_n(&e->inval_all, true, __ATOMIC_SEQ_CST);
+        if (__atomic_load_n(&e->reading, __ATOMIC_SEQ_CST) || fvm_code_touches(e, gpa, len))
             __atomic_or_fetch(&v->request, FVM_REQ_INVALIDATE, __ATOMIC_SEQ_CST);
-        }
         return;
     }
     e->code_written(e, gpa, len);
@@ -212,7 +211,7 @@ static uint8_t *place(struct fvm_vcpu *v, uint64_t ea, unsigned want, uint64_t b
     case FVM_SHADOW_OK:
         return (uint8_t *)(ea + (entry & ~0xffull));
     case FVM_SHADOW_CODE:
-        if (!fvm_code_touches(v->engine, gpa, bytes)) {
+        if (fvm_code_write_begin(v, gpa, bytes)) {
             fvm_ram_mark_version(v->ram, gpa >> FVM_PAGE_SHIFT);
             return v->ram->base + gpa;
         }

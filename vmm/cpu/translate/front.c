@@ -2,7 +2,7 @@
  * front.c - from guest bytes to a block: fetch, decode, choose where the block ends and which registers it spills, emit.
  *
  * The page is marked as code (write right withheld) before its bytes are read, so a concurrent writer is seen either by us or
- * by the code hook. Every byte read, also those looked at behind a branch to learn whether flags are dead there, is noted in
+ * by the code hook; a vCPU that may be writing past the hook is stopped first (fvm_code_write_begin). Every byte read, also those looked at behind a branch to learn whether flags are dead there, is noted in
  * the page's byte map: a write to any of them drops the page's blocks.
  */
 #include "vmm/cpu/descriptor.h"
@@ -15,6 +15,32 @@ struct fetch {
     uint64_t gpa2;         /* of the next page */
     const uint8_t *page2;
 };
+
+/* From now on no vCPU writes to the page but through the code hook. */
+static void protect_page(struct fvm_vcpu *v, fvm_pfn pfn)
+{
+    struct fvm_engine *e = v->engine;
+    uint64_t stop = 0;
+    bool fresh = !(__atomic_load_n(&v->ram->flags[pfn], __ATOMIC_RELAXED) & FVM_PAGE_CODE);
+    if (fresh)
+        fvm_shadow_protect_page(v->shadow, pfn);
+    for (unsigned k = 0; k < e->vcpu_count; k++) {
+        const struct fvm_vcpu_priv *p = e->vcpus[k]->priv;
+        if (e->vcpus[k] != v && ((fresh && fvm_shadow_may_write(e->vcpus[k]->shadow, pfn)) ||
+                                 __atomic_load_n(&p->code_write, __ATOMIC_SEQ_CST) == pfn + 1))
+            stop |= 1ull << k;
+    }
+    if (!stop)
+        return;
+    fvm_world_stop(e, stop);
+    for (unsigned k = 0; k < e->vcpu_count; k++)
+        if (stop >> k & 1) {
+            struct fvm_vcpu_priv *p = e->vcpus[k]->priv;
+            fvm_shadow_protect_page(e->vcpus[k]->shadow, pfn);
+            p->code_write = 0;
+        }
+    fvm_world_go(e);
+}
 
 static int fetch_page(struct fvm_vcpu *v, uint64_t va, bool user, const uint8_t **ret_hva, uint64_t *ret_gpa,
                       uint64_t *ret_entry, struct fvm_fault *fault)
@@ -35,12 +61,8 @@ static int fetch_page(struct fvm_vcpu *v, uint64_t va, bool user, const uint8_t 
     *ret_hva = (const uint8_t *)((uintptr_t)hva & ~(uintptr_t)FVM_PAGE_MASK);
     *ret_gpa = (uint64_t)(hva - v->ram->base);
     fvm_pfn pfn = *ret_gpa >> FVM_PAGE_SHIFT;
-    if (!(v->ram->flags[pfn] & FVM_PAGE_CODE)) {
-        for (unsigned k = 0; k < v->engine->vcpu_count; k++)
-            fvm_shadow_protect_page(v->engine->vcpus[k]->shadow, pfn);
-        entry = fvm_shadow_peek(v->shadow, va);
-    }
-    *ret_entry = entry;
+    protect_page(v, pfn);
+    *ret_entry = fvm_shadow_peek(v->shadow, va);
     return 0;
 }
 
@@ -55,7 +77,7 @@ static void note_bytes(struct fvm_engine *e, uint64_t gpa, unsigned len)
     struct fvm_code_page *p = fvm_code_page_get(e, gpa >> FVM_PAGE_SHIFT);
     unsigned o = gpa & FVM_PAGE_MASK;
     for (unsigned k = o; k < o + len && k < FVM_PAGE_SIZE; k++)
-        p->bytes[k >> 3] |= (uint8_t)(1u << (k & 7));
+        __atomic_store_n(&p->bytes[k >> 3], (uint8_t)(p->bytes[k >> 3] | 1u << (k & 7)), __ATOMIC_RELAXED);
 }
 
 /* Are any arithmetic flags read at `target` before being written? Looks at a few instructions of the same page. */
@@ -386,13 +408,16 @@ static bool room_for_block(const struct fvm_engine *e)
            e->mark_count + FVM_BLOCK_INSNS_MAX < e->mark_max;
 }
 
-uint32_t fvm_translate(struct fvm_vcpu *v, uint8_t mode, struct fvm_fault *fault)
+static uint32_t translate(struct fvm_vcpu *v, uint8_t mode, struct fvm_fault *fault)
 {
     struct fvm_engine *e = v->engine;
     struct fetch f = {0};
     uint64_t entry;
-    if (!room_for_block(e))
+    if (!room_for_block(e)) {
+        fvm_world_stop(e, FVM_WORLD_ALL);
         fvm_code_flush(e);
+        fvm_world_go(e);
+    }
     if (fetch_page(v, v->rip, (mode & FVM_MODE_USER) != 0, &f.page, &f.gpa, &entry, fault))
         return FVM_NONE;
     struct fvm_tr tr;
@@ -424,4 +449,34 @@ uint32_t fvm_translate(struct fvm_vcpu *v, uint8_t mode, struct fvm_fault *fault
     if (FVM_UNLIKELY(e->config.trace & FVM_TRACE_CODE))
         fvm_tr_show(&tr);
     return tr.block;
+}
+
+/* Another vCPU may have translated it while this one waited for the lock. */
+static uint32_t found_meanwhile(const struct fvm_vcpu *v, uint8_t mode)
+{
+    uint64_t entry = fvm_shadow_peek(v->shadow, v->rip);
+    if (v->engine->vcpu_count == 1 || !(entry & (mode & FVM_MODE_USER ? FVM_S_UX : FVM_S_KX)))
+        return FVM_NONE;
+    return fvm_code_find(v->engine, v->rip + (entry & ~0xffull) - (uint64_t)(uintptr_t)v->ram->base, v->rip, mode);
+}
+
+uint32_t fvm_translate(struct fvm_vcpu *v, uint8_t mode, struct fvm_fault *fault)
+{
+    struct fvm_engine *e = v->engine;
+    fvm_world_lock(e);
+    uint32_t n = found_meanwhile(v, mode);
+    __atomic_exchange_n(&e->reading, 1, __ATOMIC_SEQ_CST);
+    while (n == FVM_NONE) {
+        uint64_t drops = e->stats.invalidations;
+        n = translate(v, mode, fault);
+        if (n == FVM_NONE || drops == e->stats.invalidations)
+            break;
+        fvm_world_stop(e, FVM_WORLD_ALL); /* setting an A bit on the way changed code, perhaps this: again */
+        fvm_code_drop(e, n);
+        fvm_world_go(e);
+        n = FVM_NONE;
+    }
+    __atomic_store_n(&e->reading, 0, __ATOMIC_RELEASE);
+    fvm_world_unlock(e);
+    return n;
 }

@@ -25,7 +25,8 @@ uint32_t fvm_code_hash(const struct fvm_engine *e, uint64_t gpa, uint64_t rip, u
 
 uint32_t fvm_code_find(const struct fvm_engine *e, uint64_t gpa, uint64_t rip, uint8_t mode)
 {
-    for (uint32_t n = e->hash[fvm_code_hash(e, gpa, rip, mode)]; n != FVM_NONE; n = e->blocks[n].next_hash) {
+    uint32_t n = __atomic_load_n(&e->hash[fvm_code_hash(e, gpa, rip, mode)], __ATOMIC_ACQUIRE);
+    for (; n != FVM_NONE; n = e->blocks[n].next_hash) {
         const struct fvm_block *b = &e->blocks[n];
         if (b->gpa == gpa && b->rip == rip && b->mode == mode && !b->dead)
             return n;
@@ -35,7 +36,7 @@ uint32_t fvm_code_find(const struct fvm_engine *e, uint64_t gpa, uint64_t rip, u
 
 void fvm_code_set_rel32(struct fvm_engine *e, const struct fvm_block *from, uint32_t at, uint32_t to_off)
 {
-    /* `at` is relative to the block, to_off to the cache; a rel32 never crosses a cache line for long: one store */
+    /* `at` is relative to the block, to_off to the cache; within a cache line (fvm_tr_place), so others fetch the old or the new */
     int32_t rel = (int32_t)(to_off - (from->code_off + at + 4));
     uint8_t *p = e->code_rw + from->code_off + at;
     __atomic_store_n((int32_t *)(void *)p, rel, __ATOMIC_RELEASE);
@@ -81,10 +82,10 @@ bool fvm_code_touches(const struct fvm_engine *e, fvm_gpa gpa, uint64_t len)
 {
     while (len) {
         uint64_t o = gpa & FVM_PAGE_MASK, n = FVM_MIN(len, FVM_PAGE_SIZE - o);
-        const struct fvm_code_page *p = e->pages[gpa >> FVM_PAGE_SHIFT];
+        const struct fvm_code_page *p = __atomic_load_n(&e->pages[gpa >> FVM_PAGE_SHIFT], __ATOMIC_ACQUIRE);
         if (p)
             for (uint64_t k = o; k < o + n; k++)
-                if (p->bytes[k >> 3] & 1u << (k & 7))
+                if (__atomic_load_n(&p->bytes[k >> 3], __ATOMIC_RELAXED) & 1u << (k & 7))
                     return true;
         gpa += n;
         len -= n;
@@ -92,3 +93,14 @@ bool fvm_code_touches(const struct fvm_engine *e, fvm_gpa gpa, uint64_t len)
     return false;
 }
 
+bool fvm_code_write_begin(struct fvm_vcpu *v, fvm_gpa gpa, uint64_t len)
+{
+    struct fvm_engine *e = v->engine;
+    struct fvm_vcpu_priv *p = v->priv;
+    if (e->vcpu_count > 1) {
+        __atomic_exchange_n(&p->code_write, (gpa >> FVM_PAGE_SHIFT) + 1, __ATOMIC_SEQ_CST);
+        if (__atomic_load_n(&e->reading, __ATOMIC_SEQ_CST))
+            return false;
+    }
+    return !fvm_code_touches(e, gpa, len);
+}

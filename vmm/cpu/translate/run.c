@@ -50,6 +50,9 @@ static void deliver(struct fvm_vcpu *v, enum fvm_event_kind kind, const struct f
 
 void fvm_run_park(struct fvm_vcpu_priv *p)
 {
+    bool inside = p->inside != 0;
+    if (inside)
+        fvm_world_leave(p->v);
     pthread_mutex_lock(&p->lock);
     p->parked = true;
     p->sleeping = 1;
@@ -59,31 +62,30 @@ void fvm_run_park(struct fvm_vcpu_priv *p)
     p->sleeping = 0;
     p->parked = false;
     pthread_mutex_unlock(&p->lock);
+    if (inside)
+        fvm_world_enter(p->v);
 }
 
 static void handle_requests(struct fvm_vcpu *v)
 {
     struct fvm_vcpu_priv *p = v->priv;
     uint32_t r = __atomic_exchange_n(&v->request, 0, __ATOMIC_ACQ_REL);
-    if (r & FVM_REQ_INVALIDATE)
-        fvm_code_process_invalidations(v->engine);
-    if (r & FVM_REQ_WITHDRAW)
-        fvm_shadow_withdraw_writes(v->shadow);
+    if (r & FVM_REQ_SAFE_POINT)
+        fvm_world_safe_point(v);
+    if (r & FVM_REQ_INVALIDATE) {
+        fvm_engine_stop(v->engine);
+        fvm_code_flush(v->engine);
+        fvm_engine_go(v->engine);
+    }
     if (r & FVM_REQ_IRQ)
         p->irq_check = true;
     if (r & FVM_REQ_NMI)
         v->nmi_pending = 1;
     if (r & FVM_REQ_INIT) {
-        fvm_vcpu_reset_state(v, true);
-        v->run = FVM_RUN_WAIT_SIPI;
-        fvm_control_reload(v);
+        fvm_vcpu_reset_state(v, true); /* the first processor starts at its reset vector, others wait */
     }
-    if ((r & FVM_REQ_SIPI) && v->run == FVM_RUN_WAIT_SIPI) {
-        v->seg[FVM_CS].sel = (uint16_t)(v->sipi_vector << 8);
-        v->seg[FVM_CS].base = (uint64_t)v->sipi_vector << 12;
-        v->rip = 0;
-        v->run = FVM_RUN_NORMAL;
-    }
+    if ((r & FVM_REQ_SIPI) && v->run == FVM_RUN_WAIT_SIPI)
+        fvm_vcpu_sipi_state(v, v->sipi_vector);
     if (r & FVM_REQ_STOP && p->has_thread)
         fvm_run_park(p);
 }
@@ -141,14 +143,18 @@ static void wait_halted(struct fvm_vcpu *v)
 {
     struct fvm_vcpu_priv *p = v->priv;
     uint64_t from_ns = fvm_now_ns();
-    if (p->short_halts && wake_up_soon(v, from_ns))
+    fvm_world_leave(v);
+    if (p->short_halts && wake_up_soon(v, from_ns)) {
+        fvm_world_enter(v);
         return;
+    }
     pthread_mutex_lock(&p->lock);
     __atomic_store_n(&p->sleeping, 1, __ATOMIC_SEQ_CST);
     while (!__atomic_load_n(&v->request, __ATOMIC_SEQ_CST) && !p->quit)
         pthread_cond_wait(&p->cond, &p->lock);
     p->sleeping = 0;
     pthread_mutex_unlock(&p->lock);
+    fvm_world_enter(v);
     p->short_halts = p->host_cpus > 1 && fvm_now_ns() - from_ns < SHORT_HALT_NS;
 }
 
@@ -157,6 +163,7 @@ static void wait_halted(struct fvm_vcpu *v)
 static uint32_t block_for(struct fvm_vcpu *v, uint8_t mode, struct fvm_fault *fault)
 {
     struct fvm_engine *e = v->engine;
+    struct fvm_vcpu_priv *p = v->priv;
     uint64_t entry = fvm_shadow_peek(v->shadow, v->rip);
     uint32_t n = FVM_NONE;
     if (entry & (mode & FVM_MODE_USER ? FVM_S_UX : FVM_S_KX))
@@ -164,7 +171,7 @@ static uint32_t block_for(struct fvm_vcpu *v, uint8_t mode, struct fvm_fault *fa
     if (n == FVM_NONE) {
         uint64_t t0 = fvm_now_ns();
         n = fvm_translate(v, mode, fault);
-        e->stats.host_ns_translating += fvm_now_ns() - t0;
+        p->stats.host_ns_translating += fvm_now_ns() - t0;
     }
     return n;
 }
@@ -240,6 +247,15 @@ static int trap_of_guest(struct fvm_vcpu *v, struct fvm_fault *f)
     return FVM_FAULT;
 }
 
+static void drop_block(struct fvm_engine *e, uint32_t n)
+{
+    uint64_t generation = e->flush_generation;
+    fvm_engine_stop(e);
+    if (generation == e->flush_generation)
+        fvm_code_drop(e, n);
+    fvm_engine_go(e);
+}
+
 /* 0, or FVM_FAULT with *f to deliver at v->rip */
 static int handle_exit(struct fvm_vcpu *v, struct fvm_fault *f)
 {
@@ -282,7 +298,8 @@ static int handle_exit(struct fvm_vcpu *v, struct fvm_fault *f)
          * care, but what has taken its place may. */
         fvm_recover_flags(v, !e->blocks[arg].live_flags);
         v->rip = e->blocks[arg].rip;
-        fvm_code_drop(e, arg);
+        if (!e->blocks[arg].dead)
+            drop_block(e, arg);
         p->fill_jump_cache = true; /* it was probably the jump cache that led here */
         return 0;
     case FVM_EXIT_STRING:

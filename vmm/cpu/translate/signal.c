@@ -100,7 +100,7 @@ static bool handle_trap(struct fvm_vcpu *v, greg_t *g)
     } else {
         fvm_recover_flags(v, false);
     }
-    e->stats.signals++;
+    ((struct fvm_vcpu_priv *)v->priv)->stats.signals++;
     *fvm_slot(v, FVM_SLOT_REASON) = FVM_EXIT_SIGNAL;
     g[REG_RIP] = (greg_t)(uintptr_t)fvm_exit_tail;
     g[REG_RSP] = (greg_t)*fvm_slot(v, FVM_SLOT_HOST_RSP);

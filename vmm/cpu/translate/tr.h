@@ -115,6 +115,8 @@ void fvm_emit_copy(struct fvm_emit *em, const struct fvm_insn *in, unsigned bits
 /* branch.c */
 /** Victims are r15, r14: what jump-cache entries expect to be spilled. */
 bool fvm_block_canonical(const struct fvm_block *b);
+/** The rel32 that comes `before` bytes from here will be patched while others run it: it must lie within a cache line. */
+void fvm_tr_place(struct fvm_tr *tr, unsigned before);
 void fvm_tr_exit_direct(struct fvm_tr *tr, uint64_t target);
 void fvm_tr_exit_cond(struct fvm_tr *tr, unsigned cc, uint64_t target, uint64_t next);
 void fvm_tr_exit_indirect(struct fvm_tr *tr); /* guest target in tr->t */
