@@ -28,7 +28,7 @@ enum { FVM_CTL_WORDS_MAX = 4, FVM_CTL_ANSWER_MS = 15000, FVM_CTL_CONNECT_MS = 25
 struct fvm_ctl_options {
     const char *words[FVM_CTL_WORDS_MAX]; /* "vm" "migrate" "web" "b" */
     unsigned word_count;
-    const char *dir, *as, *node, *address;
+    const char *dir, *as, *node, *address, *store;
     bool json, history, dry_run, follow;
     uint32_t timeout_s, max_downtime_ms, deadline_s;
     const char *on_miss;

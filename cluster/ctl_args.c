@@ -16,6 +16,7 @@ enum {
     O_AS = 256,
     O_JSON,
     O_NODE,
+    O_STORE,
     O_ADDRESS,
     O_TIMEOUT,
     O_MAX_DOWNTIME,
@@ -42,6 +43,10 @@ static const struct argp_option table[] = {
     {"as", O_AS, "OPERATOR", 0, "whose key to use (default: the only operator whose key is here)", 0},
     {"node", O_NODE, "NAME", 0, "ask this node (default: the first that answers); vm create: where", 0},
     {"json", O_JSON, 0, 0, "print JSON", 0},
+    {0, 0, 0, 0, "init:", 2},
+    {"store", O_STORE, "URL", 0,
+     "etcd://HOST:PORT,...[/PREFIX]?ca=FILE&cert=FILE&key=FILE (default: sqlite:cluster.db, for nodes of one machine)",
+     0},
     {0, 0, 0, 0, "node add:", 2},
     {"address", O_ADDRESS, "tcp://HOST:PORT", 0, "where the node listens", 0},
     {0, 0, 0, 0, "vm create (files are the node's):", 3},
@@ -90,6 +95,8 @@ static const char doc[] =
     "\n"
     "Examples:\n"
     "  fvm-cluster init\n"
+    "  fvm-cluster init --store 'etcd://10.0.0.1:2379,10.0.0.2:2379,10.0.0.3:2379?ca=/etc/fvm/ca.pem&"
+    "cert=/etc/fvm/client.pem&key=/etc/fvm/client.key'\n"
     "  fvm-cluster node add a --address tcp://127.0.0.1:7710\n"
     "  fvm-cluster vm create web --node a --kernel vmlinuz --initrd initrd.img --append console=ttyS0 --disk web.img "
     "--net switch\n"
@@ -105,8 +112,11 @@ static const struct {
     int first, last;
     const char *noun, *verb;
 } belongs[] = {
-    {O_ADDRESS, O_ADDRESS, "node", "add"},        {O_TIMEOUT, O_TIMEOUT, "vm", "stop"},
-    {O_MAX_DOWNTIME, O_DRY_RUN, "vm", "migrate"}, {O_NO_HISTORY, O_NO_HISTORY, "vm", "console"},
+    {O_STORE, O_STORE, "init", NULL},
+    {O_ADDRESS, O_ADDRESS, "node", "add"},
+    {O_TIMEOUT, O_TIMEOUT, "vm", "stop"},
+    {O_MAX_DOWNTIME, O_DRY_RUN, "vm", "migrate"},
+    {O_NO_HISTORY, O_NO_HISTORY, "vm", "console"},
     {O_KERNEL, O_ON_RESET, "vm", "create"},
 };
 
@@ -235,6 +245,9 @@ static error_t on_option(int key, char *arg, struct argp_state *state)
     case O_NODE:
         o->node = arg;
         break;
+    case O_STORE:
+        o->store = arg;
+        break;
     case O_ADDRESS:
         o->address = arg;
         break;
@@ -311,7 +324,8 @@ static void check_options(struct parse *p)
             const struct argp_option *t = table;
             while (t->key != key)
                 t++;
-            argp_error(p->state, "--%s belongs to \"%s %s\"", t->name, belongs[i].noun, belongs[i].verb);
+            argp_error(p->state, "--%s belongs to \"%s%s%s\"", t->name, belongs[i].noun, belongs[i].verb ? " " : "",
+                       belongs[i].verb ? belongs[i].verb : "");
         }
 }
 

@@ -10,7 +10,7 @@ static const char *word(const struct fvm_ctl *ctl, unsigned i) { return ctl->opt
 int fvm_ctl_cluster_init(struct fvm_ctl *ctl, struct fvm_err *err)
 {
     char text[4400];
-    int rc = fvm_dir_init(ctl->dir_path, ctl->opt.as ? ctl->opt.as : "admin", err);
+    int rc = fvm_dir_init(ctl->dir_path, ctl->opt.as ? ctl->opt.as : "admin", ctl->opt.store, err);
     if (rc)
         return rc;
     snprintf(text, sizeof(text),

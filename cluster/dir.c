@@ -16,6 +16,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "cluster/store.h"
+
 enum { FORMAT = 1, FILE_MAX = 4 << 20 };
 
 static const char *kind_list(enum fvm_dir_kind kind) { return kind == FVM_DIR_NODE ? "nodes" : "operators"; }
@@ -109,15 +111,41 @@ static int take_members(struct fvm_dir *dir, enum fvm_dir_kind kind, json_t *roo
     return 0;
 }
 
+/* Names of files in a store's URL that are not whole ones are below the cluster directory. False: too long. */
+static bool resolve_store(const char *dir, const char *written, char *url, size_t size)
+{
+    static const char *const files[] = {"ca=", "cert=", "key="};
+    if (strncmp(written, "sqlite:", 7) == 0)
+        return (size_t)snprintf(url, size, "sqlite:%s%s%s", written[7] == '/' ? "" : dir, written[7] == '/' ? "" : "/",
+                                written + 7) < size;
+    size_t n = strcspn(written, "?"), out = 0;
+    while (written[n] && out + n + 1 < size) {
+        memcpy(url + out, written, n + 1); /* up to '?' or '&' */
+        out += n + 1;
+        written += n + 1;
+        n = strcspn(written, "&");
+        for (size_t i = 0; i < FVM_ARRAY_SIZE(files); i++) {
+            size_t skip = strlen(files[i]);
+            if (strncmp(written, files[i], skip) == 0 && written[skip] != '/' && written[skip]) {
+                int put = snprintf(url + out, size - out, "%s%s/", files[i], dir);
+                if (put < 0 || (size_t)put >= size - out)
+                    return false;
+                out += (size_t)put;
+                written += skip;
+                n -= skip;
+            }
+        }
+    }
+    return (size_t)snprintf(url + out, size - out, "%s", written) < size - out;
+}
+
 static int take_store(struct fvm_dir *dir, json_t *root, const char *file, struct fvm_err *err)
 {
     const char *store = json_string_value(json_object_get(root, "store"));
-    if (!store || !*store)
+    if (!store || !*store || strlen(store) >= sizeof(dir->store_written) ||
+        !resolve_store(dir->path, store, dir->store_url, sizeof(dir->store_url)))
         return bad(file, "no store", err);
-    if (strncmp(store, "sqlite:", 7) == 0 && store[7] != '/')
-        snprintf(dir->store_url, sizeof(dir->store_url), "sqlite:%s/%.80s", dir->path, store + 7);
-    else
-        snprintf(dir->store_url, sizeof(dir->store_url), "%.4000s", store);
+    snprintf(dir->store_written, sizeof(dir->store_written), "%s", store);
     return 0;
 }
 
@@ -213,12 +241,13 @@ static json_t *members_json(const struct fvm_dir *dir, enum fvm_dir_kind kind)
     return list;
 }
 
-static int save(const struct fvm_dir *dir, const char *store, struct fvm_err *err)
+static int save(const struct fvm_dir *dir, struct fvm_err *err)
 {
     char file[4200];
     snprintf(file, sizeof(file), "%s/cluster.json", dir->path);
-    json_t *root = json_pack("{s:i, s:s, s:s, s:o, s:o}", "format", FORMAT, "cluster", dir->id, "store", store, "nodes",
-                             members_json(dir, FVM_DIR_NODE), "operators", members_json(dir, FVM_DIR_OPERATOR));
+    json_t *root =
+        json_pack("{s:i, s:s, s:s, s:o, s:o}", "format", FORMAT, "cluster", dir->id, "store", dir->store_written,
+                  "nodes", members_json(dir, FVM_DIR_NODE), "operators", members_json(dir, FVM_DIR_OPERATOR));
     char *text = root ? json_dumps(root, JSON_INDENT(2)) : NULL;
     json_decref(root);
     if (!text)
@@ -256,7 +285,26 @@ static int new_member(struct fvm_dir *dir, enum fvm_dir_kind kind, const char *n
     return 0;
 }
 
-int fvm_dir_init(const char *path, const char *operator_name, struct fvm_err *err)
+/* The store's URL as it will stand in cluster.json; one that others share is asked now, so that a mistyped address is
+ * found out here. */
+static int choose_store(struct fvm_dir *dir, const char *store, struct fvm_err *err)
+{
+    char *text = dir->store_written;
+    size_t size = sizeof(dir->store_written), n = store ? strcspn(store, "?") : 0;
+    struct fvm_store *opened = NULL;
+    bool bare = store && strncmp(store, "etcd://", 7) == 0 && strcspn(store + 7, "/?") + 7 >= n;
+    int len = bare    ? snprintf(text, size, "%.*s/fvm/%s%s", (int)n, store, dir->id, store + n)
+              : store ? snprintf(text, size, "%s", store)
+                      : snprintf(text, size, "sqlite:cluster.db");
+    if (len < 0 || (size_t)len >= size || !resolve_store(dir->path, text, dir->store_url, sizeof(dir->store_url)))
+        return fvm_err_set(err, FVM_EINVAL, 0, "cluster", "the store's URL is too long");
+    int rc = store ? fvm_store_open(dir->store_url, &opened, err) : 0;
+    if (!rc && opened)
+        fvm_store_close(&opened);
+    return rc;
+}
+
+int fvm_dir_init(const char *path, const char *operator_name, const char *store, struct fvm_err *err)
 {
     struct fvm_dir dir = {0};
     char sub[4300], file[4300];
@@ -277,9 +325,11 @@ int fvm_dir_init(const char *path, const char *operator_name, struct fvm_err *er
     dir.members = calloc(FVM_DIR_MEMBERS_MAX, sizeof(*dir.members));
     rc = dir.members ? fvm_dir_make(sub, 0700, err) : fvm_err_set(err, FVM_ENOMEM, 0, "cluster", "out of memory");
     if (!rc)
+        rc = choose_store(&dir, store, err);
+    if (!rc)
         rc = new_member(&dir, FVM_DIR_OPERATOR, operator_name, NULL, err);
     if (!rc)
-        rc = save(&dir, "sqlite:cluster.db", err);
+        rc = save(&dir, err);
     fvm_dir_fini(&dir);
     return rc;
 }
@@ -298,21 +348,9 @@ static int lock_dir(const char *path, struct fvm_err *err)
     return fd;
 }
 
-/* The store's URL as it was written (relative), so that the directory can be moved. */
-static void stored_url(const struct fvm_dir *dir, char *buf, size_t size)
-{
-    char prefix[4200];
-    int n = snprintf(prefix, sizeof(prefix), "sqlite:%s/", dir->path);
-    if (strncmp(dir->store_url, prefix, (size_t)n) == 0)
-        snprintf(buf, size, "sqlite:%s", dir->store_url + n);
-    else
-        snprintf(buf, size, "%s", dir->store_url);
-}
-
 int fvm_dir_add(const char *path, enum fvm_dir_kind kind, const char *name, const char *address, struct fvm_err *err)
 {
     struct fvm_dir dir = {0};
-    char store[4200];
     int rc = fvm_dir_check_name(kind_name(kind), name, err);
     if (!rc && kind == FVM_DIR_NODE)
         rc = check_address(address, err);
@@ -323,7 +361,6 @@ int fvm_dir_add(const char *path, enum fvm_dir_kind kind, const char *name, cons
     if (lock < 0)
         return lock;
     if (!(rc = fvm_dir_load(path, &dir, err))) {
-        stored_url(&dir, store, sizeof(store));
         if (fvm_dir_find(&dir, kind, name))
             rc = fvm_err_set(err, FVM_EEXIST, 0, "cluster", "%s %s is in the cluster already", kind_name(kind), name);
         else if (dir.member_count >= FVM_DIR_MEMBERS_MAX)
@@ -335,7 +372,7 @@ int fvm_dir_add(const char *path, enum fvm_dir_kind kind, const char *name, cons
         if (!rc)
             rc = new_member(&dir, kind, name, address, err);
         if (!rc)
-            rc = save(&dir, store, err);
+            rc = save(&dir, err);
         fvm_dir_fini(&dir);
     }
     close(lock);
@@ -345,7 +382,7 @@ int fvm_dir_add(const char *path, enum fvm_dir_kind kind, const char *name, cons
 int fvm_dir_remove(const char *path, enum fvm_dir_kind kind, const char *name, struct fvm_err *err)
 {
     struct fvm_dir dir = {0};
-    char store[4200], secret[4400];
+    char secret[4400];
     int rc = fvm_dir_load(path, &dir, err);
     if (rc)
         return rc;
@@ -354,14 +391,13 @@ int fvm_dir_remove(const char *path, enum fvm_dir_kind kind, const char *name, s
     if (lock < 0)
         return lock;
     if (!(rc = fvm_dir_load(path, &dir, err))) {
-        stored_url(&dir, store, sizeof(store));
         const struct fvm_dir_member *m = fvm_dir_find(&dir, kind, name);
         if (!m) {
             rc = fvm_err_set(err, FVM_ENOENT, 0, "cluster", "no %s %s in the cluster", kind_name(kind), name);
         } else {
             secret_path(&dir, name, secret, sizeof(secret));
             dir.members[m - dir.members] = dir.members[--dir.member_count];
-            rc = save(&dir, store, err);
+            rc = save(&dir, err);
             if (!rc)
                 (void)unlink(secret);
         }

@@ -3,7 +3,7 @@
  *
  *   DIR/cluster.json        no secrets: id, store, nodes (name, address, public key), operators (name, public key)
  *   DIR/keys/NAME.secret    one CURVE secret key, mode 0600; only those this machine needs
- *   DIR/cluster.db          the embedded store (the "store" entry may name another)
+ *   DIR/cluster.db          the embedded store, unless the "store" entry names another (file names in it are below DIR)
  *   DIR/nodes/NAME/         state of a node that runs here
  *
  * cluster.json is the allow-list: a key that is not in it is refused. It is replaced whole (write, fsync, rename), so a
@@ -31,16 +31,19 @@ struct fvm_dir_member {
 struct fvm_dir {
     char path[4096];
     char id[33];
-    char store_url[4200];
+    char store_url[8192];
+    char store_written[4096]; /* as in cluster.json: relative, so that the directory can be moved */
     struct fvm_dir_member *members;
     size_t member_count;
 };
 
 /** $FVM_CLUSTER_DIR, else /var/lib/fvm for root, else $XDG_STATE_HOME/fvm or ~/.local/state/fvm. */
 int fvm_dir_default(char *ret_path, size_t size, struct fvm_err *err);
-/** Makes the directory, an id, and the operator `operator_name` with its key. FVM_EEXIST: there is a cluster already.
+/**
+ * Makes the directory, an id, and the operator `operator_name` with its key. FVM_EEXIST: there is a cluster already.
+ * @store  URL of a store that must answer now; NULL: the embedded one. An etcd without a prefix gets "/fvm/ID".
  */
-int fvm_dir_init(const char *path, const char *operator_name, struct fvm_err *err);
+int fvm_dir_init(const char *path, const char *operator_name, const char *store, struct fvm_err *err);
 int fvm_dir_load(const char *path, struct fvm_dir *ret_dir, struct fvm_err *err);
 void fvm_dir_fini(struct fvm_dir *dir);
 /** Key pair, member, files. Concurrent adds are serialized by a lock file. */

@@ -15,7 +15,7 @@ struct fvm_store {
     char *url;
 };
 
-static const struct fvm_store_ops *const backends[] = {&fvm_store_sqlite_ops};
+static const struct fvm_store_ops *const backends[] = {&fvm_store_sqlite_ops, &fvm_store_etcd_ops};
 
 int fvm_store_open(const char *url, struct fvm_store **ret_store, struct fvm_err *err)
 {
@@ -27,7 +27,7 @@ int fvm_store_open(const char *url, struct fvm_store **ret_store, struct fvm_err
             ops = backends[i];
     }
     if (!ops || !colon[1])
-        return fvm_err_set(err, FVM_EUNSUPPORTED, 0, "cluster", "store \"%.200s\": say sqlite:/path/to/file.db", url);
+        return fvm_err_set(err, FVM_EUNSUPPORTED, 0, "cluster", "store \"%.200s\": say sqlite:/path/to/file.db or etcd://HOST:PORT,...", url);
     struct fvm_store *store = calloc(1, sizeof(*store));
     if (!store || !(store->url = strdup(url))) {
         free(store);

@@ -42,8 +42,8 @@ struct fvm_store_items {
 };
 
 /**
- * fvm_store_open - "sqlite:/path/file.db" (created if missing).
- * FVM_EUNSUPPORTED for another scheme, or a file on a network file system: SQLite's locks do not hold there.
+ * fvm_store_open - "sqlite:/path/file.db" (created if missing) or "etcd://HOST:PORT,...[/PREFIX]?ca=F&cert=F&key=F"
+ * (must answer now). FVM_EUNSUPPORTED for another scheme, or a file on a network file system: SQLite's locks do not hold there.
  */
 int fvm_store_open(const char *url, struct fvm_store **ret_store, struct fvm_err *err);
 void fvm_store_close(struct fvm_store **store_p);
@@ -98,7 +98,7 @@ struct fvm_store_ops {
     int (*watch)(void *self, const char *prefix, uint64_t *since, unsigned timeout_ms,
                  struct fvm_store_items *ret_items, struct fvm_err *err);
 };
-extern const struct fvm_store_ops fvm_store_sqlite_ops;
+extern const struct fvm_store_ops fvm_store_sqlite_ops, fvm_store_etcd_ops;
 /** Append one item (copies); false: out of memory. `value` NULL: deleted. */
 bool fvm_store_items_add(struct fvm_store_items *items, const char *key, const char *value, size_t value_len,
                          uint64_t revision, uint64_t lease);

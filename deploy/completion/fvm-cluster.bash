@@ -24,7 +24,8 @@ _fvm_cluster() {
     esac
     if [[ $cur == -* ]]; then
         local options="--dir --as --node --json --help --version"
-        case "${words[0]} ${words[1]}" in
+        case "${words[0]:-} ${words[1]:-}" in
+        "init ") options+=" --store" ;;
         "node add") options+=" --address" ;;
         "vm create") options+=" --kernel --initrd --append --memory --cpus --cpu --disk --net --no-rng --on-reset" ;;
         "vm stop") options+=" --timeout" ;;

@@ -43,8 +43,8 @@ static void test_life(void)
     struct fvm_port_keys keys = {0};
     CU_ASSERT_EQUAL(fvm_dir_load(path, &dir, &err), FVM_ENOENT);
     CU_ASSERT_TRUE(strstr(err.text, "fvm-cluster init") != NULL);
-    CU_ASSERT_EQUAL_FATAL(fvm_dir_init(path, "admin", &err), 0);
-    CU_ASSERT_EQUAL(fvm_dir_init(path, "admin", &err), FVM_EEXIST);
+    CU_ASSERT_EQUAL_FATAL(fvm_dir_init(path, "admin", NULL, &err), 0);
+    CU_ASSERT_EQUAL(fvm_dir_init(path, "admin", NULL, &err), FVM_EEXIST);
     CU_ASSERT_EQUAL(fvm_dir_add(path, FVM_DIR_NODE, "a", "tcp://127.0.0.1:7710", &err), 0);
     CU_ASSERT_EQUAL(fvm_dir_add(path, FVM_DIR_NODE, "a", "tcp://127.0.0.1:7711", &err), FVM_EEXIST);
     CU_ASSERT_EQUAL(fvm_dir_add(path, FVM_DIR_NODE, "b", "tcp://127.0.0.1:7710", &err), FVM_EEXIST);
@@ -64,6 +64,34 @@ static void test_life(void)
     CU_ASSERT_EQUAL(fvm_dir_remove(path, FVM_DIR_NODE, "b", &err), FVM_ENOENT);
     CU_ASSERT_EQUAL_FATAL(fvm_dir_load(path, &dir, &err), 0);
     CU_ASSERT_PTR_NULL(fvm_dir_find(&dir, FVM_DIR_NODE, "b"));
+    fvm_dir_fini(&dir);
+}
+
+/* Certificates that are named without their folder are the cluster directory's; what was written stays as it was. */
+static void test_store_files(void)
+{
+    static const char written[] = "etcd://h1:2379,h2:2379/fvm/x?ca=ca.pem&cert=/abs/cert.pem&key=k/client.key";
+    struct fvm_dir dir = {0};
+    struct fvm_err err = {0};
+    char own[128], file[200], want[512], *text = NULL;
+    snprintf(own, sizeof(own), "%s/e", base);
+    CU_ASSERT_NOT_EQUAL(fvm_dir_init(own, "admin", "etcd://127.0.0.1:1", &err), 0); /* nobody listens there */
+    CU_ASSERT_TRUE(strstr(err.text, "127.0.0.1:1") != NULL);
+    CU_ASSERT_EQUAL(fvm_dir_init(own, "admin", "etcd://10.1.2.3:1", &err), FVM_EINVAL);
+    CU_ASSERT_EQUAL_FATAL(fvm_dir_init(own, "admin", NULL, &err), 0);
+    snprintf(file, sizeof(file), "%s/cluster.json", own);
+    CU_ASSERT_EQUAL_FATAL(fvm_dir_read_file(file, 65536, &text, NULL, NULL), 0);
+    char *at = strstr(text, "sqlite:cluster.db"), other[4096];
+    CU_ASSERT_PTR_NOT_NULL_FATAL(at);
+    snprintf(other, sizeof(other), "%.*s%s%s", (int)(at - text), text, written, at + strlen("sqlite:cluster.db"));
+    CU_ASSERT_EQUAL(fvm_dir_write_file(file, other, strlen(other), 0644, NULL), 0);
+    free(text);
+    CU_ASSERT_EQUAL(fvm_dir_add(own, FVM_DIR_NODE, "a", "tcp://127.0.0.1:7710", NULL), 0);
+    CU_ASSERT_EQUAL_FATAL(fvm_dir_load(own, &dir, NULL), 0);
+    snprintf(want, sizeof(want), "etcd://h1:2379,h2:2379/fvm/x?ca=%s/ca.pem&cert=/abs/cert.pem&key=%s/k/client.key",
+             own, own);
+    CU_ASSERT_STRING_EQUAL(dir.store_url, want);
+    CU_ASSERT_STRING_EQUAL(dir.store_written, written);
     fvm_dir_fini(&dir);
 }
 
@@ -182,6 +210,7 @@ int main(void)
     CU_initialize_registry();
     CU_pSuite suite = CU_add_suite("cluster directory", make_dir, remove_dir);
     CU_add_test(suite, "made, extended, read", test_life);
+    CU_add_test(suite, "a store's files", test_store_files);
     CU_add_test(suite, "moved", test_moved);
     CU_add_test(suite, "names and addresses", test_names);
     CU_add_test(suite, "keys", test_keys);
