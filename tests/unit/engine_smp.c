@@ -12,6 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "vmm/cpu/cpuid.h"
 #include "vmm/cpu/system.h"
 #include "vmm/cpu/vcpu.h"
@@ -309,6 +310,31 @@ static void pause_us(long us)
     nanosleep(&t, NULL);
 }
 
+/* Requests to single vCPUs, while the others link what the kick cuts: none is overlooked. */
+static void kicked(void)
+{
+    struct guest g;
+    begin(&g, CPUS_MAX, 0);
+    start(&g, smp_count, 0);
+    for (unsigned n = 0; n < CPUS_MAX; n++)
+        while (!get64(&g, FRAME_DATA + 64 * n))
+            pause_us(50);
+    unsigned late = 0;
+    for (unsigned k = 0; k < 4000 && !late; k++) {
+        uint64_t from = fvm_now_ns();
+        for (unsigned n = 0; n < CPUS_MAX; n++)
+            fvm_vcpu_request(g.v[n], FVM_REQ_WAKE);
+        for (unsigned n = 0; n < CPUS_MAX; n++)
+            while (__atomic_load_n(&g.v[n]->request, __ATOMIC_ACQUIRE) && !late)
+                late = fvm_now_ns() - from > 5000000000ull;
+    }
+    CU_ASSERT_EQUAL(late, 0);
+    uint32_t one = 1;
+    CU_ASSERT(!fvm_ram_write(g.ram, FRAME_DATA + 1024, &one, 4));
+    finish(&g);
+    end(&g);
+}
+
 /* While the host has stopped the world nothing moves; in between everything does. */
 static void stopped(void)
 {
@@ -377,6 +403,7 @@ int main(void)
     CU_add_test(s, "store buffering", store_buffering);
     CU_add_test(s, "message passing", message_passing);
     CU_add_test(s, "code that another vCPU changes", cross_modifying);
+    CU_add_test(s, "requests to vCPUs that share links", kicked);
     CU_add_test(s, "the world stopped, over and over", stopped);
     CU_add_test(s, "flushes, and data between code", flushed);
     CU_basic_set_mode(CU_BRM_VERBOSE);
