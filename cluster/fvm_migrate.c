@@ -112,6 +112,14 @@ static json_t *report_json(const struct fvm_migrate_report *r)
         "pages_resent", (json_int_t)r->pages_resent, "corrupt_batches", (json_int_t)r->corrupt_batches,
         "digest_repairs", (json_int_t)r->digest_repairs, "blackout_pages", (json_int_t)r->blackout_pages,
         "blackout_hashed_pages", (json_int_t)r->blackout_hashed_pages, "epoch", (json_int_t)r->epoch);
+    const struct fvm_migrate_pieces *p = &r->pieces;
+    json_object_set_new(
+        more, "blackout_pieces",
+        json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "pause_ns", (json_int_t)p->pause_ns, "pages_ns",
+                  (json_int_t)p->pages_ns, "state_ns", (json_int_t)p->state_ns, "storage_ns", (json_int_t)p->storage_ns,
+                  "digest_ns", (json_int_t)p->digest_ns, "dest_proof_ns", (json_int_t)p->dest_proof_ns, "dest_take_ns",
+                  (json_int_t)p->dest_take_ns, "dest_storage_ns", (json_int_t)p->dest_storage_ns, "dest_run_ns",
+                  (json_int_t)p->dest_run_ns, "dest_start_ns", (json_int_t)p->dest_start_ns));
     json_object_update(out, more);
     json_decref(more);
     return out;

@@ -4,12 +4,11 @@
  * Why sealed here and not by CURVE: CURVE does 0.3-0.4 GB/s, AES-256-GCM several. Why one zstd frame per batch: at 64
  * KiB and more the ratio is that of long input and the call costs vanish.
  *
- * Invariant: fvm_codec_open returns 0 only for a batch whose runs are RAM, do not exceed the limits, and whose data has
- * exactly data_pages pages.
+ * Invariant: fvm_codec_open returns 0 only for a batch whose runs are RAM, do not exceed the limits, and whose data is
+ * exactly data_pages pages or deltas.
  */
 #include "migrate/codec.h"
 
-#include <sodium.h>
 #include <stdlib.h>
 #include <string.h>
 #include <zstd.h>
@@ -17,30 +16,21 @@
 #include "migrate/proof.h"
 #include "proto/migrate.pb-c.h"
 
-#define TAG_BYTES 16
+#define MASK_BYTES 2 /* before each page of a delta batch */
 #define AAD_MAX (FVM_HO_ID_BYTES + 8 + FVM_CODEC_HEADER_MAX)
 #define ZSTD_PAUSE 32 /* batches to send raw after one that did not shrink */
 
 struct fvm_codec {
-    unsigned cipher;
-    uint8_t key[FVM_CODEC_KEY_BYTES];
-    crypto_aead_aes256gcm_state *aes; /* 16-byte aligned */
+    struct fvm_aead *aead; /* NULL: no key yet */
     uint8_t bound[FVM_HO_ID_BYTES + 8];
     ZSTD_CCtx *cctx;
     ZSTD_DCtx *dctx;
     unsigned zstd_pause;
     uint64_t zstd_in, zstd_out;
-    uint8_t *pages; /* FVM_CODEC_PAGES_MAX pages */
+    uint8_t *pages; /* FVM_CODEC_DATA_MAX */
     uint8_t *packed;
     struct fvm_batch batch;
 };
-
-unsigned fvm_codec_ciphers(void)
-{
-    if (sodium_init() < 0)
-        return 0;
-    return FVM_CIPHER_CHACHA20 | (crypto_aead_aes256gcm_is_available() ? FVM_CIPHER_AES256GCM : 0);
-}
 
 int fvm_codec_create(struct fvm_codec **ret_codec)
 {
@@ -49,10 +39,9 @@ int fvm_codec_create(struct fvm_codec **ret_codec)
         return FVM_ENOMEM;
     c->cctx = ZSTD_createCCtx();
     c->dctx = ZSTD_createDCtx();
-    c->pages = aligned_alloc(64, FVM_CODEC_PAGES_MAX * FVM_PAGE_SIZE);
+    c->pages = aligned_alloc(64, FVM_CODEC_DATA_MAX);
     c->packed = malloc(FVM_CODEC_PAYLOAD_MAX);
-    c->aes = aligned_alloc(16, FVM_ALIGN_UP(sizeof(*c->aes), (size_t)16));
-    if (!c->cctx || !c->dctx || !c->pages || !c->packed || !c->aes) {
+    if (!c->cctx || !c->dctx || !c->pages || !c->packed) {
         fvm_codec_destroy(&c);
         return FVM_ENOMEM;
     }
@@ -69,10 +58,7 @@ void fvm_codec_destroy(struct fvm_codec **codec_p)
     *codec_p = NULL;
     ZSTD_freeCCtx(c->cctx);
     ZSTD_freeDCtx(c->dctx);
-    if (c->aes)
-        sodium_memzero(c->aes, sizeof(*c->aes));
-    sodium_memzero(c->key, sizeof(c->key));
-    free(c->aes);
+    fvm_aead_destroy(&c->aead);
     free(c->pages);
     free(c->packed);
     free(c);
@@ -81,21 +67,16 @@ void fvm_codec_destroy(struct fvm_codec **codec_p)
 int fvm_codec_key(struct fvm_codec *c, unsigned cipher, const uint8_t key[FVM_CODEC_KEY_BYTES],
                   const struct fvm_ho_ticket *ticket)
 {
-    if (!(cipher & fvm_codec_ciphers()) || (cipher & (cipher - 1)))
-        return FVM_EUNSUPPORTED;
-    c->cipher = cipher;
-    memcpy(c->key, key, sizeof(c->key));
+    fvm_aead_destroy(&c->aead);
     memcpy(c->bound, ticket->mig_id, FVM_HO_ID_BYTES);
     for (int i = 0; i < 8; i++)
         c->bound[FVM_HO_ID_BYTES + i] = (uint8_t)(ticket->epoch >> (8 * i));
-    if (cipher == FVM_CIPHER_AES256GCM)
-        crypto_aead_aes256gcm_beforenm(c->aes, c->key);
-    return 0;
+    return fvm_aead_create(cipher, key, &c->aead);
 }
 
-static void make_nonce(uint64_t seq, uint8_t nonce[12])
+static void make_nonce(uint64_t seq, uint8_t nonce[FVM_AEAD_NONCE_BYTES])
 {
-    memset(nonce, 0, 12);
+    memset(nonce, 0, FVM_AEAD_NONCE_BYTES);
     for (int i = 0; i < 8; i++)
         nonce[i] = (uint8_t)(seq >> (8 * i));
 }
@@ -109,18 +90,21 @@ static size_t make_aad(const struct fvm_codec *c, const void *header, size_t hea
 
 /* ---- sealing ---- */
 
-struct fvm_batch *fvm_codec_batch(struct fvm_codec *c)
+struct fvm_batch *fvm_codec_batch(struct fvm_codec *c, bool delta)
 {
     c->batch.seq = 0;
     c->batch.run_count = c->batch.data_pages = c->batch.zero_pages = 0;
+    c->batch.delta = delta;
+    c->batch.data_bytes = 0;
     c->batch.data = c->pages;
     return &c->batch;
 }
 
 bool fvm_batch_full(const struct fvm_batch *b)
 {
-    return b->data_pages >= FVM_CODEC_PAGES_MAX || b->run_count >= FVM_CODEC_RUNS_MAX - 1 ||
-           b->zero_pages >= FVM_CODEC_RUN_PAGES_MAX - 1;
+    return b->data_pages >= (b->delta ? FVM_CODEC_DELTA_PAGES_MAX : FVM_CODEC_PAGES_MAX) ||
+           b->data_bytes > FVM_CODEC_DATA_MAX - FVM_PAGE_SIZE - (b->delta ? MASK_BYTES : 0) ||
+           b->run_count >= FVM_CODEC_RUNS_MAX - 1 || b->zero_pages >= FVM_CODEC_RUN_PAGES_MAX - 1;
 }
 
 static bool is_zero(const void *page)
@@ -134,11 +118,29 @@ static bool is_zero(const void *page)
     return true;
 }
 
-uint64_t fvm_batch_add(struct fvm_batch *b, fvm_pfn pfn, const void *page)
+/* Keeps only the parts that the other side lacks. */
+static size_t squeeze(uint8_t *entry, bool known, const uint32_t *had, const uint32_t *has)
+{
+    uint8_t *page = entry + MASK_BYTES, *to = page;
+    unsigned mask = 0;
+    for (unsigned i = 0; i < FVM_PROOF_PARTS; i++) {
+        if (known && had[i] == has[i])
+            continue;
+        mask |= 1u << i;
+        if (to != page + i * FVM_PROOF_PART_BYTES)
+            memcpy(to, page + i * FVM_PROOF_PART_BYTES, FVM_PROOF_PART_BYTES);
+        to += FVM_PROOF_PART_BYTES;
+    }
+    entry[0] = (uint8_t)mask;
+    entry[1] = (uint8_t)(mask >> 8);
+    return (size_t)(to - entry);
+}
+
+uint64_t fvm_batch_add(struct fvm_batch *b, fvm_pfn pfn, const void *page, bool known, uint32_t parts[FVM_PROOF_PARTS])
 {
     fvm_assert(!fvm_batch_full(b));
     /* The guest may be writing: what is judged and hashed must be what is sent, so copy first. */
-    uint8_t *copy = b->data + b->data_pages * FVM_PAGE_SIZE;
+    uint8_t *entry = b->data + b->data_bytes, *copy = entry + (b->delta ? MASK_BYTES : 0);
     memcpy(copy, page, FVM_PAGE_SIZE);
     bool zero = is_zero(copy);
     struct fvm_codec_run *last = b->run_count ? &b->runs[b->run_count - 1] : NULL;
@@ -148,15 +150,19 @@ uint64_t fvm_batch_add(struct fvm_batch *b, fvm_pfn pfn, const void *page)
         b->runs[b->run_count++] = (struct fvm_codec_run){.pfn = pfn, .count = 1, .zero = zero};
     if (zero) {
         b->zero_pages++;
-        return fvm_proof_zero_hash();
+        return fvm_proof_zero_hash(parts);
     }
+    uint32_t has[FVM_PROOF_PARTS];
+    uint64_t hash = fvm_proof_hash_page(copy, has);
     b->data_pages++;
-    return fvm_proof_hash_page(copy);
+    b->data_bytes += b->delta ? squeeze(entry, known, parts, has) : FVM_PAGE_SIZE;
+    memcpy(parts, has, sizeof(has));
+    return hash;
 }
 
 static size_t compress_batch(struct fvm_codec *c, const struct fvm_batch *b)
 {
-    size_t raw = b->data_pages * FVM_PAGE_SIZE;
+    size_t raw = b->data_bytes;
     if (c->zstd_pause) {
         c->zstd_pause--;
         return 0;
@@ -182,7 +188,8 @@ static int pack_header(const struct fvm_batch *b, uint64_t seq, uint32_t coding,
     Fvm__BatchHeader h = FVM__BATCH_HEADER__INIT;
     h.seq = seq;
     h.coding = coding;
-    h.raw_bytes = (uint32_t)(b->data_pages * FVM_PAGE_SIZE);
+    h.raw_bytes = (uint32_t)b->data_bytes;
+    h.delta = b->delta;
     h.n_run_pfn = h.n_run_count = b->run_count;
     h.run_pfn = pfns;
     h.run_count = counts;
@@ -199,8 +206,8 @@ int fvm_codec_seal(struct fvm_codec *c, uint64_t seq, bool compress, struct fvm_
     struct fvm_batch *b = &c->batch;
     struct fvm_sealed out = {0};
     const uint8_t *data = b->data;
-    size_t len = b->data_pages * FVM_PAGE_SIZE, n = compress && len ? compress_batch(c, b) : 0;
-    fvm_assert(c->cipher && seq > 0 && b->run_count > 0);
+    size_t len = b->data_bytes, n = compress && len ? compress_batch(c, b) : 0;
+    fvm_assert(c->aead && seq > 0 && b->run_count > 0);
     b->seq = seq;
     int rc = pack_header(b, seq, n ? FVM_CODING_ZSTD : FVM_CODING_RAW, &out);
     if (rc)
@@ -209,21 +216,20 @@ int fvm_codec_seal(struct fvm_codec *c, uint64_t seq, bool compress, struct fvm_
         data = c->packed;
         len = n;
     }
-    out.payload = malloc(len + TAG_BYTES);
-    if (!out.payload) {
-        free(out.header);
-        return FVM_ENOMEM;
+    out.payload_len = len + FVM_AEAD_TAG_BYTES;
+    out.payload = malloc(out.payload_len);
+    rc = FVM_ENOMEM;
+    if (out.payload) {
+        uint8_t nonce[FVM_AEAD_NONCE_BYTES], aad[AAD_MAX];
+        size_t aad_len = make_aad(c, out.header, out.header_len, aad);
+        make_nonce(seq, nonce);
+        rc = fvm_aead_seal(c->aead, nonce, aad, aad_len, data, len, out.payload);
     }
-    uint8_t nonce[12], aad[AAD_MAX];
-    unsigned long long sealed = 0;
-    size_t aad_len = make_aad(c, out.header, out.header_len, aad);
-    make_nonce(seq, nonce);
-    if (c->cipher == FVM_CIPHER_AES256GCM)
-        crypto_aead_aes256gcm_encrypt_afternm(out.payload, &sealed, data, len, aad, aad_len, NULL, nonce,
-                                              (const crypto_aead_aes256gcm_state *)c->aes);
-    else
-        crypto_aead_chacha20poly1305_ietf_encrypt(out.payload, &sealed, data, len, aad, aad_len, NULL, nonce, c->key);
-    out.payload_len = (size_t)sealed;
+    if (rc) {
+        free(out.header);
+        free(out.payload);
+        return rc;
+    }
     *ret = out;
     return 0;
 }
@@ -237,20 +243,23 @@ double fvm_codec_ratio(const struct fvm_codec *c)
 
 static int check_runs(const Fvm__BatchHeader *h, const struct fvm_ram *ram, struct fvm_batch *b)
 {
-    uint64_t data = 0, zero = 0;
+    uint64_t data = 0, zero = 0, data_max = h->delta ? FVM_CODEC_DELTA_PAGES_MAX : FVM_CODEC_PAGES_MAX;
     if (h->n_run_pfn != h->n_run_count || h->n_run_pfn == 0 || h->n_run_pfn > FVM_CODEC_RUNS_MAX || h->seq == 0)
         return FVM_EPROTO;
     for (size_t i = 0; i < h->n_run_pfn; i++) {
         uint64_t pfn = h->run_pfn[i], count = h->run_count[i] >> 1;
         bool is_zero_run = h->run_count[i] & 1;
-        if (count == 0 || count > (is_zero_run ? FVM_CODEC_RUN_PAGES_MAX : FVM_CODEC_PAGES_MAX) ||
-            pfn >= ram->page_count || !fvm_ram_contains(ram, pfn << FVM_PAGE_SHIFT, count << FVM_PAGE_SHIFT))
+        if (count == 0 || count > (is_zero_run ? FVM_CODEC_RUN_PAGES_MAX : data_max) || pfn >= ram->page_count ||
+            !fvm_ram_contains(ram, pfn << FVM_PAGE_SHIFT, count << FVM_PAGE_SHIFT))
             return FVM_EPROTO;
         *(is_zero_run ? &zero : &data) += count;
         b->runs[i] = (struct fvm_codec_run){.pfn = pfn, .count = (uint32_t)count, .zero = is_zero_run};
     }
-    if (data > FVM_CODEC_PAGES_MAX || zero > ram->page_count || h->raw_bytes != data * FVM_PAGE_SIZE)
+    if (data > data_max || zero > ram->page_count || h->raw_bytes > FVM_CODEC_DATA_MAX ||
+        (!h->delta && h->raw_bytes != data * FVM_PAGE_SIZE))
         return FVM_EPROTO;
+    b->delta = h->delta;
+    b->data_bytes = h->raw_bytes;
     b->seq = h->seq;
     b->run_count = (uint32_t)h->n_run_pfn;
     b->data_pages = (uint32_t)data;
@@ -259,54 +268,76 @@ static int check_runs(const Fvm__BatchHeader *h, const struct fvm_ram *ram, stru
 }
 
 static int unseal(struct fvm_codec *c, uint64_t seq, const void *header, size_t header_len, uint8_t *payload,
-                  size_t len, size_t *ret_len)
+                  size_t len)
 {
-    uint8_t nonce[12], aad[AAD_MAX];
+    uint8_t nonce[FVM_AEAD_NONCE_BYTES], aad[AAD_MAX];
     size_t aad_len = make_aad(c, header, header_len, aad);
-    unsigned long long opened = 0;
     make_nonce(seq, nonce);
-    int bad = c->cipher == FVM_CIPHER_AES256GCM
-                  ? crypto_aead_aes256gcm_decrypt_afternm(payload, &opened, NULL, payload, len, aad, aad_len, nonce,
-                                                          (const crypto_aead_aes256gcm_state *)c->aes)
-                  : crypto_aead_chacha20poly1305_ietf_decrypt(payload, &opened, NULL, payload, len, aad, aad_len, nonce,
-                                                              c->key);
-    *ret_len = (size_t)opened;
-    return bad ? FVM_ECORRUPT : 0;
+    return fvm_aead_open(c->aead, nonce, aad, aad_len, payload, len);
+}
+
+static unsigned delta_mask(const uint8_t *entry) { return entry[0] | (unsigned)entry[1] << 8; }
+
+/* As many deltas as pages, and not a byte more. */
+static int check_deltas(const struct fvm_batch *b)
+{
+    size_t at = 0;
+    for (uint32_t i = 0; i < b->data_pages; i++) {
+        if (b->data_bytes - at < MASK_BYTES)
+            return FVM_EPROTO;
+        size_t len = MASK_BYTES + (size_t)__builtin_popcount(delta_mask(b->data + at)) * FVM_PROOF_PART_BYTES;
+        if (b->data_bytes - at < len)
+            return FVM_EPROTO;
+        at += len;
+    }
+    return at == b->data_bytes ? 0 : FVM_EPROTO;
+}
+
+const uint8_t *fvm_batch_place(const struct fvm_batch *b, const uint8_t *data, uint8_t page[FVM_PAGE_SIZE])
+{
+    if (!b->delta) {
+        memcpy(page, data, FVM_PAGE_SIZE);
+        return data + FVM_PAGE_SIZE;
+    }
+    unsigned mask = delta_mask(data);
+    for (data += MASK_BYTES; mask; mask &= mask - 1, data += FVM_PROOF_PART_BYTES)
+        memcpy(page + (unsigned)__builtin_ctz(mask) * FVM_PROOF_PART_BYTES, data, FVM_PROOF_PART_BYTES);
+    return data;
 }
 
 static int expand(struct fvm_codec *c, const Fvm__BatchHeader *h, uint8_t *payload, size_t len, struct fvm_batch *b)
 {
-    if (h->coding == FVM_CODING_RAW) {
-        b->data = payload;
-        return len == h->raw_bytes ? 0 : FVM_EPROTO;
-    }
-    b->data = c->pages;
-    if (h->coding != FVM_CODING_ZSTD)
+    b->data = payload;
+    if (h->coding == FVM_CODING_ZSTD) {
+        b->data = c->pages;
+        len = ZSTD_decompressDCtx(c->dctx, c->pages, FVM_CODEC_DATA_MAX, payload, len); /* an error is a huge number */
+    } else if (h->coding != FVM_CODING_RAW) {
         return FVM_EPROTO;
-    size_t n = ZSTD_decompressDCtx(c->dctx, c->pages, FVM_CODEC_PAGES_MAX * FVM_PAGE_SIZE, payload, len);
-    return !ZSTD_isError(n) && n == h->raw_bytes ? 0 : FVM_EPROTO;
+    }
+    if (len != h->raw_bytes)
+        return FVM_EPROTO;
+    return b->delta ? check_deltas(b) : 0;
 }
 
 int fvm_codec_open(struct fvm_codec *c, const struct fvm_ram *ram, const void *header, size_t header_len, void *payload,
                    size_t payload_len, struct fvm_codec_run *ret_hint, const struct fvm_batch **ret_batch)
 {
     *ret_hint = (struct fvm_codec_run){0};
-    if (!c->cipher || header_len > FVM_CODEC_HEADER_MAX || payload_len < TAG_BYTES ||
+    if (!c->aead || header_len > FVM_CODEC_HEADER_MAX || payload_len < FVM_AEAD_TAG_BYTES ||
         payload_len > FVM_CODEC_PAYLOAD_MAX)
         return FVM_ECORRUPT;
     Fvm__BatchHeader *h = fvm__batch_header__unpack(NULL, header_len, header);
     if (!h)
         return FVM_ECORRUPT;
-    size_t len = 0;
     bool sensible = check_runs(h, ram, &c->batch) == 0;
     if (sensible) {
         const struct fvm_codec_run *last = &c->batch.runs[c->batch.run_count - 1];
         *ret_hint = (struct fvm_codec_run){.pfn = c->batch.runs[0].pfn,
                                            .count = (uint32_t)(last->pfn + last->count - c->batch.runs[0].pfn)};
     }
-    int rc = unseal(c, h->seq, header, header_len, payload, payload_len, &len);
+    int rc = unseal(c, h->seq, header, header_len, payload, payload_len);
     if (!rc)
-        rc = sensible ? expand(c, h, payload, len, &c->batch) : FVM_EPROTO;
+        rc = sensible ? expand(c, h, payload, payload_len - FVM_AEAD_TAG_BYTES, &c->batch) : FVM_EPROTO;
     fvm__batch_header__free_unpacked(h, NULL);
     if (!rc)
         *ret_batch = &c->batch;

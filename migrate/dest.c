@@ -38,11 +38,12 @@ void dest_phase(struct fvm_dest *d, enum fvm_migrate_phase phase)
     report_progress(d, NULL);
 }
 
-static void forget_state(struct fvm_dest *d)
+void dest_forget_state(struct fvm_dest *d)
 {
     if (d->final_state)
         fvm__final_state__free_unpacked(d->final_state, NULL);
     d->final_state = NULL;
+    d->proposal.waits = false;
 }
 
 void dest_drop(struct fvm_dest *d, const struct fvm_err *why)
@@ -54,7 +55,7 @@ void dest_drop(struct fvm_dest *d, const struct fvm_err *why)
     d->peer = (struct fvm_port_peer){0};
     d->idle_ns = fvm_now_ns();
     d->report.err = *why;
-    forget_state(d);
+    dest_forget_state(d);
     d->progress.phase = FVM_MIGRATE_PREPARE;
     report_progress(d, why->text);
 }
@@ -70,6 +71,7 @@ static void unmake(struct fvm_dest *d)
 {
     if (!d->made)
         return;
+    fvm_warm_stop(&d->warm);
     fvm_proof_fini(&d->proof);
     dest_vm(d)->ops->discard(dest_vm(d)->ctx);
     d->made = false;
@@ -87,7 +89,7 @@ static int check_prepare(const struct fvm_dest *d, const Fvm__Prepare *p, struct
                            d->opt.self);
     if (p->page_bytes != FVM_PAGE_SIZE)
         return fvm_err_set(err, FVM_EVERSION, 0, "migrate", "pages of %u bytes are not known here", p->page_bytes);
-    if (!(p->ciphers & fvm_codec_ciphers()))
+    if (!(p->ciphers & fvm_aead_ciphers()))
         return fvm_err_set(err, FVM_EUNSUPPORTED, 0, "migrate", "no cipher in common");
     return 0;
 }
@@ -125,7 +127,9 @@ static void on_prepare(struct fvm_dest *d, const Fvm__Prepare *p)
     d->start_ns = d->start_ns ? d->start_ns : fvm_now_ns();
     if (!rc && !kept)
         rc = make(d, p, &err);
-    unsigned common = p->ciphers & fvm_codec_ciphers();
+    if (!rc && !kept && !p->dry_run && fvm_warm_start(d->ram, p->touched.data, p->touched.len, &d->warm) != 0)
+        fvm_log(DEBUG, "migrate.warm", "action=none"); /* slower, not worse */
+    unsigned common = p->ciphers & fvm_aead_ciphers();
     d->cipher = common & FVM_CIPHER_AES256GCM ? FVM_CIPHER_AES256GCM : FVM_CIPHER_CHACHA20;
     reply.code = rc;
     if (rc) {
@@ -181,6 +185,7 @@ static void on_start(struct fvm_dest *d, const Fvm__Start *start)
     if (!reply.code) {
         fvm_stream_rx_init(&d->rx, d->ram, d->codec, &d->proof);
         d->acked_seq = d->acked_corrupt = 0;
+        dest_forget_state(d);
         d->state = DEST_LOADING;
         dest_phase(d, FVM_MIGRATE_PRECOPY);
     }
@@ -226,6 +231,9 @@ static void turn_bulk(struct fvm_dest *d)
     }
     if (d->state == DEST_LOADING && d->rx.last_seq != d->acked_seq)
         send_ack(d);
+    dest_look_at_digest(d);
+    if (d->state == DEST_LOADING)
+        fvm_proof_refresh(&d->proof);
 }
 
 /* ---- messages ---- */
@@ -244,6 +252,7 @@ static void on_probe(struct fvm_dest *d, const Fvm__Probe *probe)
         drop_text(d, FVM_EPROTO, "too many batches were lost");
     else if (probe->last_seq)
         send_ack(d);
+    dest_look_at_digest(d);
 }
 
 static void on_message(struct fvm_dest *d, Fvm__MigrateMessage *m)
@@ -266,11 +275,9 @@ static void on_message(struct fvm_dest *d, Fvm__MigrateMessage *m)
         break;
     case FVM__MIGRATE_MESSAGE__WHAT_FINAL_STATE:
         if (in_state(d, loading)) {
-            forget_state(d);
-            d->final_state = m->final_state;
+            dest_on_state(d, m->final_state);
             m->final_state = NULL;
             m->what_case = FVM__MIGRATE_MESSAGE__WHAT__NOT_SET;
-            dest_phase(d, FVM_MIGRATE_FINAL);
         }
         break;
     case FVM__MIGRATE_MESSAGE__WHAT_DIGEST:
@@ -396,7 +403,8 @@ static void *dest_main(void *arg)
             break;
         }
     }
-    forget_state(d);
+    dest_forget_state(d);
+    fvm_warm_stop(&d->warm);
     if (d->report.outcome != FVM_MIGRATE_MOVED)
         unmake(d);
     else

@@ -10,6 +10,7 @@
 #include "migrate/migrate.h"
 #include "migrate/record.h"
 #include "migrate/stream.h"
+#include "migrate/warm.h"
 #include "migrate/wire.h"
 
 enum {
@@ -37,12 +38,21 @@ struct fvm_dest {
     bool made; /* a VM exists */
     uint8_t image_id[FVM_IMAGE_ID_BYTES];
     struct fvm_ram *ram;
+    struct fvm_warm *warm; /* while RAM is being backed */
     struct fvm_proof proof;
     struct fvm_stream_rx rx;
     struct fvm_ho_ticket ticket;
     struct fvm_ho_record record;
     unsigned cipher;
     Fvm__FinalState *final_state; /* owned */
+    int state_code;               /* what the VM's check said of it */
+    struct fvm_err state_err;
+    struct { /* a digest that waits for the last batches it speaks of */
+        bool waits;
+        uint32_t attempt;
+        uint64_t last_seq, digest, pages, came_ns;
+    } proposal;
+    uint64_t piece_ns, taken_ns, activated_ns, cleared_ns; /* where our part of the blackout went */
     struct fvm_migrate_report report;
     struct fvm_migrate_progress progress;
     uint64_t start_ns, idle_ns, heard_ns, looked_ns, alive_ns, progress_ns;
@@ -54,12 +64,16 @@ struct fvm_dest {
 int dest_send(struct fvm_dest *d, Fvm__MigrateMessage *m);
 /** The attempt is over, the image is kept for another. why: told to the source and the log. */
 void dest_drop(struct fvm_dest *d, const struct fvm_err *why);
+void dest_forget_state(struct fvm_dest *d);
 void dest_phase(struct fvm_dest *d, enum fvm_migrate_phase phase);
 /** One turn of the port; true when something was handled. */
 bool dest_turn(struct fvm_dest *d, int timeout_ms);
 
 /* dest_take.c */
+void dest_on_state(struct fvm_dest *d, Fvm__FinalState *state_take);
 void dest_on_digest(struct fvm_dest *d, const Fvm__Digest *digest);
+/** Batches came or were lost: compare, if that was waited for. */
+void dest_look_at_digest(struct fvm_dest *d);
 void dest_on_hash_query(struct fvm_dest *d, const Fvm__HashQuery *query);
 
 static inline const struct fvm_machine *dest_vm(struct fvm_dest *d) { return &d->opt.machine; }

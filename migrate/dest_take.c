@@ -27,51 +27,81 @@ static void damage_ram(struct fvm_dest *d)
             continue;
         uint8_t *page = fvm_ram_hva(d->ram, pfn << FVM_PAGE_SHIFT);
         page[100] ^= 4;
-        fvm_proof_note(&d->proof, pfn, fvm_proof_hash_page(page), UINT32_MAX);
+        fvm_proof_note(&d->proof, pfn, fvm_proof_hash_page(page, NULL), UINT32_MAX);
         fvm_log(WARN, "migrate.fault", "corrupt_ram gpa=0x%llx", (unsigned long long)(pfn << FVM_PAGE_SHIFT));
         break;
     }
     d->opt.faults.corrupt_ram = false;
 }
 
-static int check_state(struct fvm_dest *d, struct fvm_err *err)
+/* Checked at once, while the last pages are still on their way. */
+void dest_on_state(struct fvm_dest *d, Fvm__FinalState *f)
 {
     const struct fvm_machine *vm = dest_vm(d);
-    Fvm__FinalState *f = d->final_state;
-    if (!f || !f->cpus || !f->devices)
-        return fvm_err_set(err, FVM_EPROTO, 0, "migrate", "the state of processors and devices is missing");
-    return vm->ops->check(vm->ctx, f->cpus, f->devices, err);
+    dest_forget_state(d);
+    d->final_state = f;
+    d->state_err = (struct fvm_err){0};
+    if (!f->cpus || !f->devices)
+        d->state_code =
+            fvm_err_set(&d->state_err, FVM_EPROTO, 0, "migrate", "the state of processors and devices is missing");
+    else
+        d->state_code = vm->ops->check(vm->ctx, f->cpus, f->devices, &d->state_err);
+    dest_phase(d, FVM_MIGRATE_FINAL);
 }
 
 static void take_and_run(struct fvm_dest *d);
 
-void dest_on_digest(struct fvm_dest *d, const Fvm__Digest *digest)
+static void compare(struct fvm_dest *d)
 {
-    struct fvm_err err = {0};
     Fvm__DigestReply reply = FVM__DIGEST_REPLY__INIT;
     Fvm__MigrateMessage m = FVM__MIGRATE_MESSAGE__INIT;
     if (d->opt.faults.corrupt_ram)
         damage_ram(d);
     uint64_t ours = fvm_proof_digest(&d->proof, UINT32_MAX, NULL, NULL);
-    reply.attempt = digest->attempt;
+    reply.attempt = d->proposal.attempt;
     reply.digest = ours;
-    reply.equal = digest->pages == d->proof.page_count && digest->digest == ours && digest->last_seq == d->rx.last_seq;
+    reply.equal = d->proposal.pages == d->proof.page_count && d->proposal.digest == ours &&
+                  d->proposal.last_seq == d->rx.last_seq;
     if (!reply.equal) {
         reply.n_ranges = d->proof.range_count;
         reply.ranges = d->proof.range;
+    } else if (!d->final_state) {
+        reply.code = fvm_err_set(&d->state_err, FVM_EPROTO, 0, "migrate", "the state did not come before the digest");
     } else {
-        reply.code = check_state(d, &err);
-        if (reply.code)
-            reply.text = err.text;
+        reply.code = d->state_code;
     }
+    if (reply.code)
+        reply.text = d->state_err.text;
     m.what_case = FVM__MIGRATE_MESSAGE__WHAT_DIGEST_REPLY;
     m.digest_reply = &reply;
     dest_send(d, &m);
     d->report.verified = reply.equal;
-    if (reply.equal && !reply.code)
+    if (reply.equal && !reply.code) {
         take_and_run(d);
-    else if (reply.code)
+    } else if (reply.code) {
+        struct fvm_err err = d->state_err;
         dest_drop(d, &err);
+    }
+}
+
+void dest_look_at_digest(struct fvm_dest *d)
+{
+    if (d->state != DEST_LOADING || !d->proposal.waits || d->rx.last_seq < d->proposal.last_seq)
+        return;
+    d->proposal.waits = false;
+    if (d->rx.lost_count == 0) /* else the source hears of it, sends them again and then another digest */
+        compare(d);
+}
+
+void dest_on_digest(struct fvm_dest *d, const Fvm__Digest *digest)
+{
+    d->proposal.waits = true;
+    d->proposal.attempt = digest->attempt;
+    d->proposal.last_seq = digest->last_seq;
+    d->proposal.digest = digest->digest;
+    d->proposal.pages = digest->pages;
+    d->proposal.came_ns = fvm_now_ns();
+    dest_look_at_digest(d);
 }
 
 void dest_on_hash_query(struct fvm_dest *d, const Fvm__HashQuery *query)
@@ -153,6 +183,7 @@ static bool settle(struct fvm_dest *d, struct fvm_err *err)
             continue; /* nobody may guess: neither run nor forget */
         switch (fvm_ho_dest_decide(&d->record, &d->ticket)) {
         case FVM_HO_DEST_EXECUTE:
+            d->cleared_ns = fvm_now_ns();
             return true;
         case FVM_HO_DEST_DISCARD:
             if (active)
@@ -165,6 +196,7 @@ static bool settle(struct fvm_dest *d, struct fvm_err *err)
             return false;
         case FVM_HO_DEST_TAKE:
             fresh = fvm_record_swap(&d->opt.record, next_take, d, deadline, &d->record, err) == 0;
+            d->taken_ns = fvm_now_ns();
             break;
         case FVM_HO_DEST_ACTIVATE:
             if (!taken_ns)
@@ -172,6 +204,7 @@ static bool settle(struct fvm_dest *d, struct fvm_err *err)
             taken_ns = taken_ns ? taken_ns : fvm_now_ns();
             if (!active)
                 active = vm->ops->storage_activate(vm->ctx, d->record.epoch, &refused) == 0;
+            d->activated_ns = fvm_now_ns();
             if (active)
                 fresh = fvm_record_swap(&d->opt.record, next_run, d, deadline, &d->record, err) == 0;
             else if (fvm_now_ns() - taken_ns > DEST_ACTIVATE_MS * 1000000ull)
@@ -189,6 +222,11 @@ static void tell(struct fvm_dest *d)
     Fvm__MigrateMessage m = FVM__MIGRATE_MESSAGE__INIT;
     running.epoch = d->record.epoch;
     running.wall_ns = fvm_wall_ns();
+    running.proof_ns = d->piece_ns - d->proposal.came_ns;
+    running.take_ns = d->taken_ns - d->piece_ns;
+    running.storage_ns = d->activated_ns - d->taken_ns;
+    running.run_ns = d->cleared_ns - d->activated_ns;
+    running.start_ns = fvm_now_ns() - d->cleared_ns;
     m.what_case = FVM__MIGRATE_MESSAGE__WHAT_RUNNING;
     m.running = &running;
     dest_send(d, &m);
@@ -199,6 +237,7 @@ static void take_and_run(struct fvm_dest *d)
     const struct fvm_machine *vm = dest_vm(d);
     const Fvm__FinalState *f = d->final_state;
     struct fvm_err err = {0};
+    d->piece_ns = d->taken_ns = d->activated_ns = fvm_now_ns();
     d->state = DEST_OVER; /* cancel and other messages are not heard until this is settled */
     dest_phase(d, FVM_MIGRATE_TAKE);
     if (!settle(d, &err)) {

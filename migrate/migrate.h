@@ -18,7 +18,7 @@
 #include "migrate/machine.h"
 #include "net/port.h"
 
-enum { FVM_MIGRATE_PROTOCOL = 1 };
+enum { FVM_MIGRATE_PROTOCOL = 2 };
 
 enum fvm_migrate_phase {
     FVM_MIGRATE_PREPARE,
@@ -46,6 +46,14 @@ enum fvm_migrate_outcome {
     FVM_MIGRATE_UNKNOWN, /* the record could not be read: the guest stays paused here and must not run */
 };
 
+/** Where the blackout went, in order. */
+struct fvm_migrate_pieces {
+    uint64_t pause_ns, pages_ns, state_ns,
+        storage_ns;     /* source: standing still, last pages sent, state, disks let go */
+    uint64_t digest_ns; /* source: its own digest, sent */
+    uint64_t dest_proof_ns, dest_take_ns, dest_storage_ns, dest_run_ns, dest_start_ns; /* as it said */
+};
+
 struct fvm_migrate_report {
     enum fvm_migrate_outcome outcome;
     struct fvm_err err; /* code 0: no failure */
@@ -55,6 +63,7 @@ struct fvm_migrate_report {
     uint64_t blackout_ns, total_ns, predicted_downtime_ns;
     uint64_t memory_bytes, sent_bytes, data_pages, zero_pages, pages_resent, corrupt_batches, digest_repairs;
     uint64_t blackout_pages, blackout_hashed_pages;
+    struct fvm_migrate_pieces pieces;
     uint64_t epoch; /* the record's, in the end */
 };
 

@@ -4,6 +4,10 @@
  * A swap locks PATH.lock (flock), reads PATH, compares the revision, writes PATH.new, syncs and renames it over PATH.
  * Readers need no lock: rename is atomic. The lock file is never removed (removing it would let two holders in).
  *
+ * What must survive the machine is who may run the guest (STABLE): that is synced before anybody is told. A step of a
+ * hand-over on its way (MIGRATING, TAKEN) is not: it allows nobody to run, and all whom it concerns die with the
+ * machine; what is then found is an earlier step of the same hand-over.
+ *
  * Invariant: PATH is at every instant one whole record; revisions only grow.
  */
 #include <errno.h>
@@ -115,7 +119,7 @@ static int file_write(const struct fvm_record_file *f, const struct fvm_ho_recor
     int fd = open(f->temp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     if (fd < 0)
         return fvm_err_set(err, fvm_err_from_errno(errno), errno, "migrate", "record %s: %s", f->temp, strerror(errno));
-    bool ok = write(fd, buf, (size_t)n) == n && fdatasync(fd) == 0;
+    bool ok = write(fd, buf, (size_t)n) == n && (r->phase != FVM_HO_STABLE || fdatasync(fd) == 0);
     int e = errno;
     close(fd);
     if (ok && rename(f->temp, f->path) == 0)

@@ -15,6 +15,7 @@
 
 #include "base/log.h"
 #include "migrate/source_internal.h"
+#include "migrate/warm.h"
 
 const char *fvm_migrate_phase_text(enum fvm_migrate_phase phase)
 {
@@ -42,7 +43,7 @@ static int check_prepare_reply(struct fvm_source *s, const Fvm__PrepareReply *r,
 {
     if (r->code)
         return fvm_wire_error(err, "the destination refused", r->code, r->text);
-    if (r->image_id.len != FVM_IMAGE_ID_BYTES || !(r->cipher & fvm_codec_ciphers()) || (r->cipher & (r->cipher - 1)))
+    if (r->image_id.len != FVM_IMAGE_ID_BYTES || !(r->cipher & fvm_aead_ciphers()) || (r->cipher & (r->cipher - 1)))
         return fvm_err_set(err, FVM_EPROTO, 0, "migrate", "the destination's answer makes no sense");
     if (!r->image_kept || memcmp(s->memory->image_id, r->image_id.data, FVM_IMAGE_ID_BYTES) != 0)
         fvm_memory_reset(s->memory, r->image_id.data);
@@ -61,12 +62,18 @@ static int prepare(struct fvm_source *s, struct fvm_err *err)
     prepare.from = (char *)(uintptr_t)s->opt.self;
     prepare.to = (char *)(uintptr_t)s->opt.to_name;
     prepare.page_bytes = FVM_PAGE_SIZE;
-    prepare.ciphers = fvm_codec_ciphers();
+    prepare.ciphers = fvm_aead_ciphers();
     prepare.dry_run = s->opt.dry_run;
     prepare.known_image = (ProtobufCBinaryData){.len = FVM_IMAGE_ID_BYTES, .data = s->memory->image_id};
+    prepare.touched.data = malloc(fvm_warm_map_bytes(s->memory->ram));
+    if (prepare.touched.data) {
+        prepare.touched.len = fvm_warm_map_bytes(s->memory->ram);
+        fvm_warm_map(s->memory->ram, prepare.touched.data);
+    }
     m.what_case = FVM__MIGRATE_MESSAGE__WHAT_PREPARE;
     m.prepare = &prepare;
     rc = fvm_wire_send(s->control, NULL, &m);
+    free(prepare.touched.data);
     if (rc)
         return fvm_err_set(err, rc, 0, "migrate", "cannot send to %s: %s", s->opt.to_addr, fvm_err_text(rc));
     s->heard_ns = fvm_now_ns() + (SOURCE_PREPARE_MS - SOURCE_SILENT_MS) * 1000000ull; /* making a VM takes its time */
@@ -143,9 +150,10 @@ static int precopy(struct fvm_source *s, struct fvm_err *err)
         s->round_start_ns = fvm_now_ns();
         s->round_sent = s->tx.bytes_sent;
         uint64_t pages = s->tx.data_pages + s->tx.zero_pages;
-        int rc = source_send_pages(s, vm->ops->dirty_epoch(vm->ctx), false, err);
+        int rc = source_send_pages(s, vm->ops->dirty_epoch(vm->ctx), true, err);
         if (rc)
             return rc;
+        fvm_proof_refresh(&s->memory->proof);
         uint64_t now = fvm_now_ns(), sent = s->tx.bytes_sent - s->round_sent;
         uint64_t pending = fvm_memory_pending(s->memory) << FVM_PAGE_SHIFT;
         pages = s->tx.data_pages + s->tx.zero_pages - pages;
@@ -163,7 +171,8 @@ static int precopy(struct fvm_source *s, struct fvm_err *err)
                 (unsigned long long)(s->converge.max_downtime_ns / 1000000));
         if (next == FVM_CONVERGE_FINAL)
             return 0;
-        while (!rc && fvm_now_ns() - s->round_start_ns < SOURCE_ROUND_MIN_MS * 1000000ull)
+        bool hurry = s->converge.predicted_ns <= s->converge.max_downtime_ns; /* the rounds that shorten the blackout */
+        while (!rc && !hurry && fvm_now_ns() - s->round_start_ns < SOURCE_ROUND_MIN_MS * 1000000ull)
             rc = source_pump(s, 2, err);
         if (rc)
             return rc;

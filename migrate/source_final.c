@@ -15,6 +15,14 @@
 
 /* ---- the last pages and the state ---- */
 
+/* What was spent since the last look goes to this piece. */
+static void piece(struct fvm_source *s, uint64_t *ret_ns)
+{
+    uint64_t now = fvm_now_ns();
+    *ret_ns += now - s->piece_ns;
+    s->piece_ns = now;
+}
+
 static int send_state(struct fvm_source *s, struct fvm_err *err)
 {
     const struct fvm_machine *vm = source_vm(s);
@@ -98,7 +106,7 @@ static int query_ranges(struct fvm_source *s, uint32_t *ranges, size_t count, ui
     return 0;
 }
 
-static int repair(struct fvm_source *s, uint32_t epoch, fvm_gpa *ret_first, struct fvm_err *err)
+static int repair(struct fvm_source *s, fvm_gpa *ret_first, struct fvm_err *err)
 {
     Fvm__MigrateMessage *answer = s->reply;
     const Fvm__DigestReply *d = answer->digest_reply;
@@ -121,24 +129,80 @@ static int repair(struct fvm_source *s, uint32_t epoch, fvm_gpa *ret_first, stru
     fvm__migrate_message__free_unpacked(answer, NULL);
     if (!rc && named > SOURCE_NAMED_MAX)
         fvm_log(WARN, "migrate.mismatch", "more=%u", named - SOURCE_NAMED_MAX);
-    return rc ? rc : source_send_pages(s, epoch, true, err);
+    return rc;
+}
+
+/* Pages, then all that must be at the destination with them. Nothing waits for an acknowledgement: it compares when the
+ * last of them is there. */
+static int send_last_pages(struct fvm_source *s, uint32_t epoch, struct fvm_err *err)
+{
+    uint64_t before = s->tx.data_pages + s->tx.zero_pages, lost = s->tx.lost_batches;
+    int rc = source_send_pages(s, epoch, false, err);
+    s->report.blackout_pages += s->tx.data_pages + s->tx.zero_pages - before;
+    piece(s, &s->report.pieces.pages_ns);
+    if (!rc && s->tx.lost_batches == lost && fvm_memory_pending(s->memory) != 0)
+        rc = fvm_err_set(err, FVM_EINTERNAL, 0, "migrate",
+                         "guest memory changed while the guest stood still: a device did not come to rest");
+    return rc;
+}
+
+static int send_all_else(struct fvm_source *s, struct fvm_err *err)
+{
+    const struct fvm_machine *vm = source_vm(s);
+    int rc = send_state(s, err);
+    piece(s, &s->report.pieces.state_ns);
+    if (rc)
+        return rc;
+    s->storage_off = true;
+    rc = vm->ops->storage_deactivate(vm->ctx);
+    piece(s, &s->report.pieces.storage_ns);
+    return rc ? fvm_err_set(err, rc, 0, "migrate", "the guest's disks cannot be flushed: %s", fvm_err_text(rc)) : 0;
+}
+
+/* The destination's word on that digest in s->reply; or *ret_lost: a batch was lost, so there will be none. */
+static int await_verdict(struct fvm_source *s, uint32_t attempt, bool *ret_lost, struct fvm_err *err)
+{
+    uint64_t lost = s->tx.lost_batches, end = fvm_now_ns() + SOURCE_TAKE_MS * 1000000ull;
+    for (;;) {
+        *ret_lost = false;
+        if (s->reply && s->reply->what_case == FVM__MIGRATE_MESSAGE__WHAT_DIGEST_REPLY &&
+            s->reply->digest_reply->attempt == attempt)
+            return 0;
+        *ret_lost = s->tx.lost_batches != lost;
+        if (*ret_lost)
+            return 0;
+        int rc = source_pump(s, 50, err);
+        if (rc)
+            return rc;
+        if (fvm_now_ns() >= end)
+            return fvm_err_set(err, FVM_ETIMEOUT, 0, "migrate", "the destination does not compare memory (waited %d s)",
+                               SOURCE_TAKE_MS / 1000);
+    }
 }
 
 static int prove(struct fvm_source *s, uint32_t epoch, struct fvm_err *err)
 {
     fvm_gpa first = 0;
-    for (uint32_t attempt = 1;; attempt++) {
-        int rc = send_digest(s, attempt, epoch);
-        if (rc)
-            return fvm_err_set(err, rc, 0, "migrate", "cannot send the digest: %s", fvm_err_text(rc));
-        do {
-            if (s->reply)
-                fvm__migrate_message__free_unpacked(s->reply, NULL);
-            s->reply = NULL;
-            rc = source_await(s, FVM__MIGRATE_MESSAGE__WHAT_DIGEST_REPLY, SOURCE_TAKE_MS, err);
-        } while (!rc && s->reply->digest_reply->attempt != attempt);
+    unsigned repairs = 0;
+    for (uint32_t attempt = 1; attempt <= SOURCE_DIGESTS_MAX; attempt++) {
+        uint64_t lost = s->tx.lost_batches;
+        int rc = send_last_pages(s, epoch, err);
+        if (!rc && attempt == 1)
+            rc = send_all_else(s, err);
         if (rc)
             return rc;
+        if (s->tx.lost_batches != lost)
+            continue;
+        rc = send_digest(s, attempt, epoch);
+        piece(s, &s->report.pieces.digest_ns);
+        if (rc)
+            return fvm_err_set(err, rc, 0, "migrate", "cannot send the digest: %s", fvm_err_text(rc));
+        bool again;
+        rc = await_verdict(s, attempt, &again, err);
+        if (rc)
+            return rc;
+        if (again)
+            continue;
         const Fvm__DigestReply *d = s->reply->digest_reply;
         if (d->equal && d->code)
             return fvm_wire_error(err, "the destination refused the state", d->code, d->text);
@@ -146,16 +210,17 @@ static int prove(struct fvm_source *s, uint32_t epoch, struct fvm_err *err)
             s->report.verified = true;
             return 0;
         }
-        if (attempt > SOURCE_REPAIRS_MAX)
+        if (++repairs > SOURCE_REPAIRS_MAX)
             return fvm_err_set(
                 err, FVM_ECORRUPT, 0, "migrate",
                 "memory at the destination still differs after %d repairs, first at guest address 0x%llx; "
                 "the destination's memory may be faulty",
                 SOURCE_REPAIRS_MAX, (unsigned long long)first);
-        rc = repair(s, epoch, &first, err);
+        rc = repair(s, &first, err);
         if (rc)
             return rc;
     }
+    return fvm_err_set(err, FVM_EIO, 0, "migrate", "the connection to %s loses pages again and again", s->opt.to_addr);
 }
 
 int source_final(struct fvm_source *s, struct fvm_err *err)
@@ -163,27 +228,17 @@ int source_final(struct fvm_source *s, struct fvm_err *err)
     const struct fvm_machine *vm = source_vm(s);
     source_phase(s, FVM_MIGRATE_FINAL);
     s->was_running = vm->ops->running(vm->ctx);
-    s->paused_ns = fvm_now_ns();
+    s->paused_ns = s->piece_ns = fvm_now_ns();
     int rc = s->was_running ? vm->ops->pause(vm->ctx) : 0;
     if (rc)
         return fvm_err_set(err, rc, 0, "migrate", "cannot pause the guest: %s", fvm_err_text(rc));
     s->paused = true;
+    s->probe_wait_ns = SOURCE_PROBE_PAUSED_MS * 1000000ull;
     s->paused_wall_ns = fvm_wall_ns();
     if (!vm->ops->alive(vm->ctx))
         return fvm_err_set(err, FVM_EGUEST, 0, "migrate", "the guest ended by itself");
-    rc = send_state(s, err);
-    if (rc)
-        return rc;
-    uint64_t before = s->tx.data_pages + s->tx.zero_pages;
     uint32_t epoch = vm->ops->dirty_epoch(vm->ctx);
-    rc = source_send_pages(s, epoch, true, err);
-    s->report.blackout_pages = s->tx.data_pages + s->tx.zero_pages - before;
-    if (rc)
-        return rc;
-    s->storage_off = true;
-    rc = vm->ops->storage_deactivate(vm->ctx);
-    if (rc)
-        return fvm_err_set(err, rc, 0, "migrate", "the guest's disks cannot be flushed: %s", fvm_err_text(rc));
+    piece(s, &s->report.pieces.pause_ns);
     rc = prove(s, epoch, err);
     if (!rc)
         source_phase(s, FVM_MIGRATE_TAKE);
@@ -290,7 +345,13 @@ void source_settle(struct fvm_source *s, const struct fvm_err *why)
         if (source_pump(s, 3, &lost) != 0 && !err.code)
             err = lost;
     }
-    uint64_t end = s->running_ns ? s->running_ns : fvm_now_ns();
+    uint64_t read_ns = fvm_now_ns(), end;
+    /* The record may be read before the destination's word that the guest runs is here: the blackout lasts until then.
+     */
+    while (s->report.outcome == FVM_MIGRATE_MOVED && !s->running_ns && s->was_running &&
+           fvm_now_ns() - read_ns < SOURCE_RUNNING_MS * 1000000ull && source_pump(s, 20, &(struct fvm_err){0}) == 0)
+        ;
+    end = s->running_ns ? s->running_ns : read_ns;
     if (s->report.outcome == FVM_MIGRATE_MOVED) {
         s->report.err = (struct fvm_err){0};
         s->report.blackout_ns = end - s->paused_ns;

@@ -20,11 +20,14 @@ enum {
     SOURCE_DOWN_PAUSED_MS = 1000, /* the same while the guest stands still */
     SOURCE_STALL_MS = 30000,      /* pages in flight, no progress */
     SOURCE_PROBE_MS = 1000,
+    SOURCE_PROBE_PAUSED_MS = 200,
     SOURCE_TAKE_MS = 30000,    /* digest sent, not taken */
     SOURCE_RUN_MS = 15000,     /* taken, not running: hand back */
     SOURCE_RUN_GONE_MS = 2000, /* the same when nobody is there any more */
     SOURCE_RECORD_MS = 10000,
+    SOURCE_RUNNING_MS = 500, /* it is moved; when did it begin to run? */
     SOURCE_REPAIRS_MAX = 3,
+    SOURCE_DIGESTS_MAX = 50,  /* each after lost batches or a repair */
     SOURCE_ROUND_MIN_MS = 10, /* a shorter round says nothing about rates */
     SOURCE_NAMED_MAX = 16,    /* differing pages that are named in the log, per repair */
 };
@@ -44,7 +47,7 @@ struct fvm_source {
     struct fvm_migrate_progress progress;
     struct fvm_ho_ticket ticket;
     struct fvm_ho_record record; /* as last read */
-    uint64_t start_ns, phase_ns, paused_ns, paused_wall_ns, progress_ns;
+    uint64_t start_ns, phase_ns, piece_ns, paused_ns, paused_wall_ns, progress_ns;
     bool begun, paused, was_running, storage_off, committed; /* committed: cancel is no longer heard */
     bool compress;
 
@@ -61,7 +64,7 @@ int source_connect_bulk(struct fvm_source *s, const char *bulk_address, struct f
 int source_pump(struct fvm_source *s, int timeout_ms, struct fvm_err *err);
 /** Wait for the answer of that kind; in s->reply. */
 int source_await(struct fvm_source *s, Fvm__MigrateMessage__WhatCase kind, uint64_t timeout_ms, struct fvm_err *err);
-/** All pages of this round, acknowledged; while `settle` repeat until nothing older than epoch is owed. */
+/** All pages of this round, sent; with `settle` also acknowledged. */
 int source_send_pages(struct fvm_source *s, uint32_t epoch, bool settle, struct fvm_err *err);
 void source_report_progress(struct fvm_source *s, bool now, const char *text);
 void source_phase(struct fvm_source *s, enum fvm_migrate_phase phase);

@@ -116,6 +116,11 @@ static int send_probe(struct fvm_source *s, uint64_t last_seq, uint64_t handled)
     return fvm_wire_send(s->control, NULL, &m);
 }
 
+static uint64_t probe_wait(const struct fvm_source *s)
+{
+    return (s->paused ? SOURCE_PROBE_PAUSED_MS : SOURCE_PROBE_MS) * 1000000ull;
+}
+
 static void on_ack(struct fvm_source *s, const Fvm__Ack *ack)
 {
     if (!s->tx_open)
@@ -126,7 +131,7 @@ static void on_ack(struct fvm_source *s, const Fvm__Ack *ack)
     s->report.corrupt_batches = ack->corrupt;
     if (s->tx.acked_seq != acked) {
         s->ack_ns = fvm_now_ns();
-        s->probe_wait_ns = SOURCE_PROBE_MS * 1000000ull;
+        s->probe_wait_ns = probe_wait(s);
     }
     if (again)
         fvm_log(WARN, "migrate.resend", "gpa=0x%llx pages=%llu corrupt_batches=%llu", (unsigned long long)gpa,
@@ -145,6 +150,17 @@ static void on_hold_query(struct fvm_source *s, const Fvm__HoldQuery *q)
     fvm_wire_send(s->control, NULL, &m);
 }
 
+static void on_running(struct fvm_source *s, const Fvm__Running *r)
+{
+    struct fvm_migrate_pieces *p = &s->report.pieces;
+    s->running_ns = s->running_ns ? s->running_ns : fvm_now_ns();
+    p->dest_proof_ns = r->proof_ns;
+    p->dest_take_ns = r->take_ns;
+    p->dest_storage_ns = r->storage_ns;
+    p->dest_run_ns = r->run_ns;
+    p->dest_start_ns = r->start_ns;
+}
+
 static int on_message(struct fvm_source *s, Fvm__MigrateMessage **m_p, struct fvm_err *err)
 {
     Fvm__MigrateMessage *m = *m_p;
@@ -156,7 +172,7 @@ static int on_message(struct fvm_source *s, Fvm__MigrateMessage **m_p, struct fv
         on_hold_query(s, m->hold_query);
         return 0;
     case FVM__MIGRATE_MESSAGE__WHAT_RUNNING:
-        s->running_ns = s->running_ns ? s->running_ns : fvm_now_ns();
+        on_running(s, m->running);
         return 0;
     case FVM__MIGRATE_MESSAGE__WHAT_ALIVE:
         return 0;
@@ -278,10 +294,10 @@ static bool over_rate(struct fvm_source *s)
     return (double)s->tx.bytes_sent > (double)s->opt.rate_limit_bytes * seconds;
 }
 
-static int one_pass(struct fvm_source *s, uint32_t epoch, struct fvm_err *err)
+int source_send_pages(struct fvm_source *s, uint32_t epoch, bool settle, struct fvm_err *err)
 {
     fvm_pfn cursor = 0;
-    for (bool more = true; more || s->tx.count;) {
+    for (bool more = true; more || (settle && s->tx.count);) {
         int rc = 0;
         bool may = more && fvm_stream_tx_room(&s->tx) && !over_rate(s);
         if (may) {
@@ -292,22 +308,10 @@ static int one_pass(struct fvm_source *s, uint32_t epoch, struct fvm_err *err)
             if (rc)
                 return fvm_err_set(err, rc, 0, "migrate", "cannot send pages: %s", fvm_err_text(rc));
         }
-        rc = source_pump(s, may ? 0 : more && fvm_stream_tx_room(&s->tx) ? 1 : 20, err);
+        if (more || settle)
+            rc = source_pump(s, may ? 0 : more && fvm_stream_tx_room(&s->tx) ? 1 : 20, err);
         if (rc)
             return rc;
     }
     return 0;
-}
-
-int source_send_pages(struct fvm_source *s, uint32_t epoch, bool settle, struct fvm_err *err)
-{
-    for (;;) {
-        uint64_t seq = s->tx.next_seq;
-        int rc = one_pass(s, epoch, err);
-        if (rc || !settle || fvm_memory_pending(s->memory) == 0)
-            return rc;
-        if (s->tx.next_seq == seq) /* nothing to send and yet pages newer than the closed epoch */
-            return fvm_err_set(err, FVM_EINTERNAL, 0, "migrate",
-                               "guest memory changed while the guest stood still: a device did not come to rest");
-    }
 }

@@ -23,7 +23,8 @@ int fvm_memory_create(struct fvm_ram *ram, struct fvm_memory **ret_memory)
     m->ram = ram;
     m->has = calloc(ram->page_count, sizeof(*m->has));
     m->force = calloc(ram->page_count, 1);
-    if (!m->has || !m->force || fvm_proof_init(&m->proof, ram) != 0) {
+    m->parts = calloc(ram->page_count, sizeof(*m->parts));
+    if (!m->has || !m->force || !m->parts || fvm_proof_init(&m->proof, ram) != 0) {
         fvm_memory_destroy(&m);
         return FVM_ENOMEM;
     }
@@ -40,6 +41,7 @@ void fvm_memory_destroy(struct fvm_memory **memory_p)
     fvm_proof_fini(&m->proof);
     free(m->has);
     free(m->force);
+    free(m->parts);
     free(m);
 }
 
@@ -48,6 +50,7 @@ void fvm_memory_reset(struct fvm_memory *m, const uint8_t image_id[FVM_IMAGE_ID_
     memcpy(m->image_id, image_id, FVM_IMAGE_ID_BYTES);
     memset(m->has, 0, m->ram->page_count * sizeof(*m->has));
     memset(m->force, 0, m->ram->page_count);
+    m->sent_once = false;
 }
 
 static uint32_t version(const struct fvm_ram *ram, fvm_pfn pfn)
@@ -63,11 +66,32 @@ static fvm_pfn skip_hole(const struct fvm_ram *ram, fvm_pfn pfn)
     return ram->high_bytes ? FVM_MAX(pfn, FVM_RAM_HIGH_BASE >> FVM_PAGE_SHIFT) : ram->page_count;
 }
 
+/* The end of the stretch of RAM that pfn is in. */
+static fvm_pfn stretch_end(const struct fvm_ram *ram, fvm_pfn pfn)
+{
+    uint64_t low = ram->low_bytes >> FVM_PAGE_SHIFT;
+    return pfn < low ? low : ram->page_count;
+}
+
+/* How many of these are owed. Plain loads of what guests' stores change, so that the compiler takes many at once: who
+ * acts on a page looks again. */
+static uint64_t owed(const struct fvm_memory *m, fvm_pfn pfn, uint64_t count)
+{
+    const uint32_t *v = m->ram->version + pfn, *has = m->has + pfn;
+    const uint8_t *force = m->force + pfn;
+    uint32_t n = 0;
+    for (uint64_t i = 0; i < count; i++)
+        n += (v[i] > has[i]) | force[i];
+    return n;
+}
+
 uint64_t fvm_memory_pending(const struct fvm_memory *m)
 {
-    uint64_t n = 0;
-    for (fvm_pfn pfn = skip_hole(m->ram, 0); pfn < m->ram->page_count; pfn = skip_hole(m->ram, pfn + 1))
-        n += m->force[pfn] || version(m->ram, pfn) > m->has[pfn];
+    uint64_t n = 0, count;
+    for (fvm_pfn pfn = skip_hole(m->ram, 0); pfn < m->ram->page_count; pfn = skip_hole(m->ram, pfn + count)) {
+        count = FVM_MIN(stretch_end(m->ram, pfn) - pfn, 4096ull);
+        n += owed(m, pfn, count);
+    }
     return n;
 }
 
@@ -86,11 +110,10 @@ static void requeue(struct fvm_stream_tx *tx, const struct fvm_stream_batch *b)
 {
     struct fvm_memory *m = tx->memory;
     for (uint32_t i = 0; i < b->run_count; i++)
-        for (fvm_pfn pfn = b->runs[i].pfn; pfn < b->runs[i].pfn + b->runs[i].count; pfn++)
-            if (m->has[pfn] <= b->epoch) { /* else a newer copy is on its way */
-                m->has[pfn] = 0;
-                m->force[pfn] = 1;
-            }
+        for (fvm_pfn pfn = b->runs[i].pfn; pfn < b->runs[i].pfn + b->runs[i].count; pfn++) {
+            m->has[pfn] = 0; /* a newer copy on its way may be a delta to this one */
+            m->force[pfn] = 1;
+        }
     tx->resent_pages += b->pages;
     tx->lost_batches++;
 }
@@ -111,22 +134,42 @@ void fvm_stream_tx_fini(struct fvm_stream_tx *tx)
     }
 }
 
+enum { LOOK_PAGES = 64 };
+
+/* The next page that may be owed, at or after pfn. */
+static fvm_pfn look(const struct fvm_memory *m, fvm_pfn pfn)
+{
+    for (pfn = skip_hole(m->ram, pfn); pfn < m->ram->page_count;) {
+        uint64_t count = FVM_MIN(stretch_end(m->ram, pfn) - pfn, (uint64_t)LOOK_PAGES - pfn % LOOK_PAGES);
+        if (owed(m, pfn, count))
+            break;
+        pfn = skip_hole(m->ram, pfn + count);
+    }
+    return pfn;
+}
+
 /* Fills the codec's batch with what this round owes from *cursor on. */
 static struct fvm_batch *fill(struct fvm_stream_tx *tx, fvm_pfn *cursor, uint32_t epoch)
 {
     struct fvm_memory *m = tx->memory;
-    struct fvm_batch *b = fvm_codec_batch(tx->codec);
-    fvm_pfn pfn = skip_hole(m->ram, *cursor);
-    for (; pfn < m->ram->page_count && !fvm_batch_full(b); pfn = skip_hole(m->ram, pfn + 1)) {
+    struct fvm_batch *b = NULL;
+    fvm_pfn pfn = look(m, *cursor);
+    while (pfn < m->ram->page_count && !(b && fvm_batch_full(b))) {
         uint32_t v = version(m->ram, pfn);
-        if (!(m->force[pfn] || v > m->has[pfn]) || v > epoch)
-            continue;
-        uint64_t hash = fvm_batch_add(b, pfn, fvm_ram_hva(m->ram, pfn << FVM_PAGE_SHIFT));
-        fvm_proof_note(&m->proof, pfn, hash, epoch);
-        m->has[pfn] = epoch;
-        m->force[pfn] = 0;
+        if ((m->force[pfn] || v > m->has[pfn]) && v <= epoch) {
+            bool known = m->has[pfn] && !m->force[pfn];
+            b = b ? b : fvm_codec_batch(tx->codec, m->sent_once);
+            uint64_t hash = fvm_batch_add(b, pfn, fvm_ram_hva(m->ram, pfn << FVM_PAGE_SHIFT), known, m->parts[pfn]);
+            fvm_proof_note(&m->proof, pfn, hash, epoch);
+            m->has[pfn] = epoch;
+            m->force[pfn] = 0;
+        }
+        pfn++;
+        if (pfn % LOOK_PAGES == 0 || pfn == stretch_end(m->ram, pfn - 1))
+            pfn = look(m, pfn);
     }
     *cursor = pfn;
+    m->sent_once = m->sent_once || pfn >= m->ram->page_count;
     return b;
 }
 
@@ -134,7 +177,7 @@ int fvm_stream_tx_next(struct fvm_stream_tx *tx, fvm_pfn *cursor, uint32_t epoch
 {
     fvm_assert(fvm_stream_tx_room(tx));
     struct fvm_batch *b = fill(tx, cursor, epoch);
-    if (b->run_count == 0)
+    if (!b)
         return FVM_ENOENT;
     struct fvm_stream_batch sent = {.seq = tx->next_seq, .epoch = epoch, .run_count = b->run_count};
     sent.pages = b->data_pages + b->zero_pages;
@@ -205,6 +248,7 @@ void fvm_stream_rx_init(struct fvm_stream_rx *rx, struct fvm_ram *ram, struct fv
     rx->ram = ram;
     rx->codec = codec;
     rx->proof = proof;
+    rx->zero_hash = fvm_proof_zero_hash(NULL);
 }
 
 int fvm_stream_rx_settle(struct fvm_stream_rx *rx, uint64_t last_seq)
@@ -233,7 +277,7 @@ static void place_zero(struct fvm_stream_rx *rx, fvm_pfn pfn)
         memset(page, 0, FVM_PAGE_SIZE);
         fvm_ram_mark_written(rx->ram, pfn << FVM_PAGE_SHIFT, FVM_PAGE_SIZE);
     }
-    fvm_proof_note(rx->proof, pfn, fvm_proof_zero_hash(), UINT32_MAX);
+    fvm_proof_note(rx->proof, pfn, rx->zero_hash, UINT32_MAX);
 }
 
 static void apply(struct fvm_stream_rx *rx, const struct fvm_batch *b)
@@ -247,10 +291,9 @@ static void apply(struct fvm_stream_rx *rx, const struct fvm_batch *b)
                 continue;
             }
             uint8_t *page = fvm_ram_hva(rx->ram, pfn << FVM_PAGE_SHIFT);
-            memcpy(page, data, FVM_PAGE_SIZE);
+            data = fvm_batch_place(b, data, page);
             fvm_ram_mark_written(rx->ram, pfn << FVM_PAGE_SHIFT, FVM_PAGE_SIZE);
-            fvm_proof_note(rx->proof, pfn, fvm_proof_hash_page(page), UINT32_MAX); /* of what is there now */
-            data += FVM_PAGE_SIZE;
+            fvm_proof_note(rx->proof, pfn, fvm_proof_hash_page(page, NULL), UINT32_MAX); /* of what is there now */
         }
     }
 }

@@ -9,6 +9,10 @@
  *   version[p] >  has[p]          must be sent
  *   version[p] >  round's epoch   changed again while the round ran: left for the next round
  *
+ * A page sent before is sent again as the parts that changed (codec.h), told by their hashes. 32 bits of each are kept:
+ * one change in four thousand million is taken for none, the memory proof finds it and the page is sent whole. When any
+ * batch with a page is lost, the page is sent whole: a delta that was applied to an older page does no lasting harm.
+ *
  * Receiver: batches are applied in ascending order of their number only; a number that is skipped is lost for good and
  * reported as such, and comes late or twice to no effect. So an old copy of a page never overwrites a newer one.
  *
@@ -26,8 +30,10 @@ enum { FVM_STREAM_WINDOW = 64, FVM_STREAM_LOST_MAX = 4096, FVM_IMAGE_ID_BYTES = 
 struct fvm_memory {
     struct fvm_ram *ram; /* borrowed */
     uint8_t image_id[FVM_IMAGE_ID_BYTES];
-    uint32_t *has;  /* [ram->page_count] */
-    uint8_t *force; /* [ram->page_count] send whatever the versions say */
+    uint32_t *has;                      /* [ram->page_count] */
+    uint8_t *force;                     /* [ram->page_count] send whatever the versions say, and whole */
+    uint32_t (*parts)[FVM_PROOF_PARTS]; /* [ram->page_count] of the copy sent last; holds where has is not 0 */
+    bool sent_once;                     /* a pass over all of RAM is over: from now on deltas */
     struct fvm_proof proof;
 };
 int fvm_memory_create(struct fvm_ram *ram, struct fvm_memory **ret_memory);
@@ -72,7 +78,7 @@ struct fvm_stream_rx {
     struct fvm_ram *ram; /* borrowed, as codec and proof */
     struct fvm_codec *codec;
     struct fvm_proof *proof;
-    uint64_t last_seq, corrupt, batches, data_pages, zero_pages, late;
+    uint64_t last_seq, corrupt, batches, data_pages, zero_pages, late, zero_hash;
     uint64_t lost[FVM_STREAM_LOST_MAX]; /* ascending */
     uint32_t lost_count;
 };

@@ -275,7 +275,7 @@ static int port_new(struct fvm_port_ctx *ctx, bool router, const struct fvm_port
         randombytes_buf(id, sizeof(id));
         id[0] |= 1;
         zmq_setsockopt(p->sock, ZMQ_ROUTING_ID, id, sizeof(id));
-        set_int(p->sock, ZMQ_RECONNECT_IVL, 50);
+        set_int(p->sock, ZMQ_RECONNECT_IVL, 10);
         set_int(p->sock, ZMQ_RECONNECT_IVL_MAX, 1000);
         set_int(p->sock, ZMQ_CONNECT_TIMEOUT, 5000);
     }

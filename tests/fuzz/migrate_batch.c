@@ -64,15 +64,15 @@ size_t fuzz_seed(unsigned i, uint8_t *buf)
     make();
     if (i >= 6)
         return 0;
-    struct fvm_batch *b = fvm_codec_batch(f.codec);
+    struct fvm_batch *b = fvm_codec_batch(f.codec, i > 2);
     static uint8_t page[4096];
     for (uint64_t pfn = i; pfn < 12; pfn += 1 + pfn % 2) {
         memset(page, 0, sizeof(page));
         for (size_t k = 0; pfn % 3 && k < sizeof(page); k += 8)
             page[k] = (uint8_t)(k / 64 + pfn);
-        fvm_batch_add(b, pfn, page);
+        fvm_batch_add(b, pfn, page, i > 2, (uint32_t[FVM_PROOF_PARTS]){(uint32_t)i});
     }
-    size_t raw = b->data_pages * 4096u;
+    size_t raw = b->data_bytes;
     uint8_t *plain = malloc(raw);
     memcpy(plain, b->data, raw);
     if (fvm_codec_seal(f.codec, 1, i & 1, &s))

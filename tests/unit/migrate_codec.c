@@ -1,6 +1,7 @@
 /* Batches: round trips in every coding and cipher; what must not open; the page stream over a channel that loses and
  * damages. */
 #include <CUnit/Basic.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -8,6 +9,7 @@
 
 #include "base/log.h"
 #include "migrate/stream.h"
+#include "migrate/warm.h"
 #include "proto/migrate.pb-c.h"
 
 static const struct fvm_ho_ticket ticket = {.mig_id = {1, 2, 3}, .epoch = 7, .from = "a", .to = "b"};
@@ -60,11 +62,11 @@ static void round_trip(unsigned cipher, int kind, bool compress)
     struct fvm_codec_run hint;
     uint64_t seed = 5;
     pair_make(&p, cipher);
-    struct fvm_batch *b = fvm_codec_batch(p.seal);
+    struct fvm_batch *b = fvm_codec_batch(p.seal, false);
     for (uint64_t pfn = 10; pfn < 100; pfn += pfn % 5 == 0 ? 3 : 1) {
         uint8_t *page = fvm_ram_hva(p.from, pfn << 12);
         fill_page(page, pfn % 4 == 1 ? 2 : kind, &seed);
-        fvm_batch_add(b, pfn, page);
+        fvm_batch_add(b, pfn, page, false, (uint32_t[FVM_PROOF_PARTS]){0});
     }
     uint32_t data = b->data_pages, zero = b->zero_pages;
     CU_ASSERT_EQUAL(fvm_codec_seal(p.seal, 3, compress, &sealed), 0);
@@ -88,20 +90,20 @@ static void round_trip(unsigned cipher, int kind, bool compress)
 static void test_round_trips(void)
 {
     for (unsigned cipher = 1; cipher <= 2; cipher++)
-        for (int kind = 0; kind < 3 && (cipher & fvm_codec_ciphers()); kind++)
+        for (int kind = 0; kind < 3 && (cipher & fvm_aead_ciphers()); kind++)
             for (int compress = 0; compress < 2; compress++)
                 round_trip(cipher, kind, compress);
-    CU_ASSERT_TRUE(fvm_codec_ciphers() & FVM_CIPHER_CHACHA20);
+    CU_ASSERT_TRUE(fvm_aead_ciphers() & FVM_CIPHER_CHACHA20);
 }
 
 static void seal_one(struct pair *p, uint64_t seq, struct fvm_sealed *sealed)
 {
     uint64_t seed = seq;
     uint8_t page[4096];
-    struct fvm_batch *b = fvm_codec_batch(p->seal);
+    struct fvm_batch *b = fvm_codec_batch(p->seal, false);
     for (uint64_t pfn = 1; pfn < 9; pfn++) {
         fill_page(page, 1, &seed);
-        fvm_batch_add(b, pfn, page);
+        fvm_batch_add(b, pfn, page, false, (uint32_t[FVM_PROOF_PARTS]){0});
     }
     CU_ASSERT_EQUAL_FATAL(fvm_codec_seal(p->seal, seq, seq & 1, sealed), 0);
 }
@@ -164,9 +166,10 @@ static void test_lossy(void)
         fvm_ram_write(p.from, pfn << 12, page, 4096);
     }
     for (int round = 0; round < 200 && (round < 5 || fvm_memory_pending(memory) || tx.count); round++) {
-        for (int i = 0; round < 5 && i < 300; i++) { /* the guest writes on */
+        for (int i = 0; round < 5 && i < 300; i++) { /* the guest writes on, now a page, now a few bytes */
             fill_page(page, (int)(next(&seed) >> 40) % 3, &seed);
-            fvm_ram_write(p.from, (next(&seed) >> 20) % 4000 << 12, page, 4096);
+            uint64_t at = (next(&seed) >> 20) % 4000 << 12, few = (next(&seed) >> 30) & 1;
+            fvm_ram_write(p.from, at + few * (page[0] * 13u), page, few ? 300 : 4096);
         }
         uint32_t epoch = fvm_ram_epoch_next(p.from);
         fvm_pfn cursor = 0;
@@ -248,6 +251,82 @@ static void test_late(void)
     pair_end(&p);
 }
 
+/* A second pass sends what changed of a page, and a batch that got lost makes its pages whole again. */
+static void test_delta(void)
+{
+    struct pair p;
+    struct fvm_memory *memory;
+    struct fvm_proof proof;
+    struct fvm_stream_tx tx;
+    static struct fvm_stream_rx rx;
+    struct fvm_sealed s;
+    uint64_t seed = 3, bytes[5] = {0};
+    uint8_t page[4096];
+    pair_make(&p, FVM_CIPHER_CHACHA20);
+    fvm_memory_create(p.from, &memory);
+    fvm_proof_init(&proof, p.to);
+    fvm_memory_reset(memory, (const uint8_t[FVM_IMAGE_ID_BYTES]){1});
+    fvm_stream_tx_init(&tx, memory, p.seal);
+    fvm_stream_rx_init(&rx, p.to, p.open, &proof);
+    for (int pass = 0; pass < 5; pass++) {
+        for (uint64_t pfn = 0; pfn < 100; pfn++) {
+            fill_page(page, pass == 1 && pfn == 7 ? 2 : 0, &seed);
+            fvm_ram_write(p.from, (pfn << 12) + (pass ? pfn * 30 : 0), page,
+                          pass == 0 || page[0] == 0 ? 4096 - (pass ? pfn * 30 : 0) : 8);
+        }
+        uint32_t epoch = fvm_ram_epoch_next(p.from);
+        fvm_pfn cursor = 0;
+        fvm_gpa gpa;
+        while (fvm_stream_tx_next(&tx, &cursor, epoch, false, &s) == 0) {
+            bytes[pass] += s.payload_len;
+            if (pass != 2) /* the third pass is lost */
+                CU_ASSERT_EQUAL(fvm_stream_rx_batch(&rx, s.header, s.header_len, s.payload, s.payload_len), 0);
+            free(s.header);
+            free(s.payload);
+        }
+        if (pass == 3) /* only now is it known; the fourth went on top of what was missing */
+            fvm_stream_tx_ack(&tx, rx.last_seq, rx.lost, rx.lost_count, &gpa);
+    }
+    CU_ASSERT_TRUE(bytes[0] > 100 * 4096);
+    CU_ASSERT_TRUE(bytes[1] < 100 * 2 * 300 && bytes[2] < 100 * 2 * 300);
+    CU_ASSERT_TRUE(bytes[4] > 99 * 4096);
+    CU_ASSERT_EQUAL(memcmp(p.from->base, p.to->base, p.from->low_bytes), 0);
+    CU_ASSERT_EQUAL(fvm_proof_digest(&memory->proof, fvm_ram_epoch_next(p.from), NULL, NULL),
+                    fvm_proof_digest(&proof, UINT32_MAX, NULL, NULL));
+    fvm_stream_tx_fini(&tx);
+    fvm_proof_fini(&proof);
+    fvm_memory_destroy(&memory);
+    pair_end(&p);
+}
+
+/* What was hashed before the digest makes no difference to it. */
+static void test_refresh(void)
+{
+    struct fvm_ram *ram;
+    struct fvm_proof a, b;
+    uint64_t hashed;
+    CU_ASSERT_EQUAL_FATAL(fvm_ram_create(5 << 20, &ram, NULL), 0);
+    fvm_proof_init(&a, ram);
+    fvm_proof_init(&b, ram);
+    for (uint64_t pfn = 3; pfn < 1280; pfn += 100) {
+        fvm_ram_write(ram, pfn << 12, &pfn, sizeof(pfn));
+        fvm_proof_note(&a, pfn, fvm_proof_hash_page(fvm_ram_hva(ram, pfn << 12), NULL), ram->epoch);
+        fvm_proof_refresh(&a);
+    }
+    uint32_t epoch = fvm_ram_epoch_next(ram);
+    uint64_t digest = fvm_proof_digest(&a, epoch, NULL, &hashed);
+    CU_ASSERT_EQUAL(hashed, 0);
+    CU_ASSERT_EQUAL(digest, fvm_proof_digest(&b, epoch, NULL, &hashed));
+    CU_ASSERT_EQUAL(hashed, 13);
+    fvm_ram_write(ram, 1279 << 12, "x", 1);
+    epoch = fvm_ram_epoch_next(ram);
+    CU_ASSERT_NOT_EQUAL(digest, fvm_proof_digest(&a, epoch, NULL, &hashed));
+    CU_ASSERT_EQUAL(hashed, 1);
+    fvm_proof_fini(&a);
+    fvm_proof_fini(&b);
+    fvm_ram_destroy(&ram);
+}
+
 /* Authentic and senseless: a source gone mad. Sealed by hand, as the codec would not. */
 static void test_senseless(void)
 {
@@ -260,22 +339,29 @@ static void test_senseless(void)
         uint32_t count;
         uint32_t raw;
         uint64_t seq;
+        bool delta;
+        uint8_t plain[6];
     } cases[] = {
-        {0, 1 << 1, 4096, 1},            /* good */
-        {0, 2 << 1, 4096, 1},            /* fewer bytes than pages */
-        {0, 2 << 1, 8192, 1},            /* fewer bytes than said */
-        {1 << 30, 1 << 1, 4096, 1},      /* no such page */
-        {8191, 2 << 1, 8192, 1},         /* over the end of RAM */
-        {UINT64_MAX, 1 << 1, 4096, 1},   /* wraps */
-        {0, 0, 0, 1},                    /* an empty run */
-        {0, 4000u << 1, 4000 * 4096, 1}, /* too much */
-        {0, 1 << 1, 4096, 0},            /* no number */
+        {0, 1 << 1, 4096, 1, false, {0}},            /* good */
+        {0, 2 << 1, 4096, 1, false, {0}},            /* fewer bytes than pages */
+        {0, 2 << 1, 8192, 1, false, {0}},            /* fewer bytes than said */
+        {1 << 30, 1 << 1, 4096, 1, false, {0}},      /* no such page */
+        {8191, 2 << 1, 8192, 1, false, {0}},         /* over the end of RAM */
+        {UINT64_MAX, 1 << 1, 4096, 1, false, {0}},   /* wraps */
+        {0, 0, 0, 1, false, {0}},                    /* an empty run */
+        {0, 4000u << 1, 4000 * 4096, 1, false, {0}}, /* too much */
+        {0, 1 << 1, 4096, 0, false, {0}},            /* no number */
+        {0, 1 << 1, 4096, 1, true, {0xff, 0x7f}},    /* a delta of more parts than there are bytes */
+        {0, 1 << 1, 4096, 1, true, {0}},             /* and of fewer */
+        {0, 3000u << 1, 4096, 1, true, {0}},         /* more pages than a batch of deltas has */
     };
     for (size_t i = 0; i < FVM_ARRAY_SIZE(cases); i++) {
         Fvm__BatchHeader h = FVM__BATCH_HEADER__INIT;
         uint64_t pfn = cases[i].pfn;
         uint32_t count = cases[i].count;
         uint8_t head[100], aad[200] = {0}, nonce[12] = {(uint8_t)cases[i].seq}, payload[4200], plain[4096] = {0};
+        memcpy(plain, cases[i].plain, sizeof(cases[i].plain));
+        h.delta = cases[i].delta;
         unsigned long long len;
         h.seq = cases[i].seq;
         h.raw_bytes = cases[i].raw;
@@ -294,6 +380,36 @@ static void test_senseless(void)
     pair_end(&p);
 }
 
+/* Exactly the blocks that were written are backed, and nothing changes in them. */
+static void test_warm(void)
+{
+    struct fvm_ram *from, *to;
+    struct fvm_warm *w = NULL;
+    uint8_t map[8], none[8] = {0};
+    CU_ASSERT_EQUAL_FATAL(fvm_ram_create(21 << 20, &from, NULL), 0); /* ten blocks and a half */
+    CU_ASSERT_EQUAL_FATAL(fvm_ram_create(21 << 20, &to, NULL), 0);
+    CU_ASSERT_EQUAL(fvm_warm_map_bytes(from), 2);
+    fvm_ram_write(from, 3 << 20, "a", 1);
+    fvm_ram_write(from, (21 << 20) - 1, "b", 1);
+    fvm_warm_map(from, map);
+    CU_ASSERT_EQUAL(map[0], 1 << 1);
+    CU_ASSERT_EQUAL(map[1], 1 << 2);
+    fvm_ram_write(to, (3 << 20) + 5, "guest", 6);
+    CU_ASSERT_EQUAL(fvm_warm_start(to, map, 1, &w), 0); /* of another machine */
+    CU_ASSERT_PTR_NULL(w);
+    CU_ASSERT_EQUAL_FATAL(fvm_warm_start(to, map, 2, &w), 0);
+    for (int i = 0; i < 2000 && fvm_ram_resident_bytes(to) < 3 << 20; i++)
+        poll(NULL, 0, 1);
+    fvm_warm_stop(&w);
+    CU_ASSERT_EQUAL(fvm_ram_resident_bytes(to), 3 << 20);
+    CU_ASSERT_STRING_EQUAL(fvm_ram_hva(to, (3 << 20) + 5), "guest");
+    CU_ASSERT_EQUAL(fvm_warm_start(from, none, 2, &w), 0);
+    fvm_warm_stop(&w);
+    CU_ASSERT_PTR_NULL(w);
+    fvm_ram_destroy(&from);
+    fvm_ram_destroy(&to);
+}
+
 int main(void)
 {
     fvm_log_set_level(FVM_LOG_ERROR);
@@ -303,6 +419,9 @@ int main(void)
     CU_add_test(s, "damage", test_damage);
     CU_add_test(s, "senseless headers", test_senseless);
     CU_add_test(s, "lossy channel", test_lossy);
+    CU_add_test(s, "deltas", test_delta);
+    CU_add_test(s, "refreshed digest", test_refresh);
+    CU_add_test(s, "warming", test_warm);
     CU_add_test(s, "late batch", test_late);
     CU_basic_set_mode(CU_BRM_VERBOSE);
     CU_basic_run_tests();
