@@ -32,6 +32,9 @@ enum {
     O_CPUS,
     O_CPU,
     O_DISK,
+    O_CDROM,
+    O_MACHINE,
+    O_BOOT,
     O_NET,
     O_NO_RNG,
     O_ON_RESET,
@@ -56,9 +59,12 @@ static const struct argp_option table[] = {
     {"memory", O_MEMORY, "SIZE", 0, "guest memory, as 512M or 2G (default 1G)", 0},
     {"cpus", O_CPUS, "N", 0, "processors (default 1)", 0},
     {"cpu", O_CPU, "MODEL", 0, "fvm64-v1 .. fvm64-v3", 0},
-    {"disk", O_DISK, "FILE[,readonly][,serial=S]", 0, "raw image or block device, seen by all nodes; may be repeated",
+    {"machine", O_MACHINE, "pc|virtio", 0, "the full PC, or virtio devices only", 0},
+    {"cdrom", O_CDROM, "FILE[,if=ide|ahci]", 0, "a CD-ROM drive with this image, seen by all nodes", 0},
+    {"boot", O_BOOT, "disk,cdrom,net", 0, "what firmware tries, in this order", 0},
+    {"disk", O_DISK, "FILE[,if=virtio|ide|ahci][,readonly][,serial=S]", 0, "raw image or block device, seen by all nodes; may be repeated",
      0},
-    {"net", O_NET, "switch[,mac=M]|user[,hostfwd=...]|none", 0,
+    {"net", O_NET, "switch[,model=virtio|e1000][,mac=M]|user[,hostfwd=...]|none", 0,
      "switch: the cluster's network; user: this host's. May be repeated", 0},
     {"no-rng", O_NO_RNG, 0, 0, "no virtio random number generator", 0},
     {"on-reset", O_ON_RESET, "reset|stop", 0, "what a reset by the guest does", 0},
@@ -171,11 +177,11 @@ static void add_net(struct parse *p, const char *spec)
     free(text);
 }
 
-static void add_disk(struct parse *p, const char *spec)
+static void add_disk(struct parse *p, const char *spec, bool cdrom)
 {
     struct fvm_err err = {0};
     char *text = absolute(p, spec);
-    must(p, fvm_config_add_disk(p->o->config, text ? text : "", &err), &err);
+    must(p, (cdrom ? fvm_config_add_cdrom : fvm_config_add_disk)(p->o->config, text ? text : "", &err), &err);
     free(text);
 }
 
@@ -204,7 +210,16 @@ static void machine_option(struct parse *p, int key, const char *arg)
         rc = fvm_config_set(&c->cpu_model, arg);
         break;
     case O_DISK:
-        add_disk(p, arg);
+        add_disk(p, arg, false);
+        break;
+    case O_CDROM:
+        add_disk(p, arg, true);
+        break;
+    case O_MACHINE:
+        must(p, fvm_config_set_machine(c, arg, &err), &err);
+        break;
+    case O_BOOT:
+        must(p, fvm_config_set_boot(c, arg, &err), &err);
         break;
     case O_NET:
         add_net(p, arg);

@@ -172,8 +172,11 @@ static void print_config(const Fvm__VmConfig *c)
         printf("initrd     %s\n", c->initrd);
     if (c->append[0])
         printf("append     %s\n", c->append);
-    for (size_t i = 0; i < c->n_disks; i++)
-        printf("disk %zu     %s%s\n", i, c->disks[i]->path, c->disks[i]->readonly ? " (read only)" : "");
+    for (size_t i = 0; i < c->n_disks; i++) {
+        const Fvm__DiskConfig *d = c->disks[i];
+        printf("disk %zu     %s%s%s%s\n", i, d->path, d->cdrom ? " (CD-ROM)" : d->readonly ? " (read only)" : "",
+               d->interface[0] ? " on " : "", d->interface);
+    }
     for (size_t i = 0; i < c->n_nets; i++)
         printf("net %zu      %s\n", i, strcmp(c->nets[i]->kind, "switch:@") ? c->nets[i]->kind : "switch");
 }

@@ -16,7 +16,7 @@
 static const char room[] = "args";
 
 enum { /* options without a letter */
-    O_KERNEL = 256, O_INITRD, O_APPEND, O_MEMORY, O_CPUS, O_CPU, O_DISK, O_NET, O_SERIAL, O_CONSOLE, O_CONTROL, O_NAME,
+    O_KERNEL = 256, O_INITRD, O_APPEND, O_MEMORY, O_CPUS, O_CPU, O_DISK, O_CDROM, O_MACHINE, O_BOOT, O_NET, O_SERIAL, O_CONSOLE, O_CONTROL, O_NAME,
     O_STATS, O_INCOMING, O_PAUSED, O_TRACE, O_TRACE_FILE, O_SINGLE_BLOCK, O_SINGLE_INSN, O_LOG_LEVEL, O_ON_RESET,
     O_SANDBOX, O_ID, O_TSC_KHZ, O_NO_RNG, O_JSON, O_TIMEOUT,
 };
@@ -30,8 +30,14 @@ static const struct argp_option run_options[] = {
     {"memory", O_MEMORY, "SIZE", 0, "guest memory, as 512M or 2G (default 1G)", 0},
     {"cpus", O_CPUS, "N", 0, "processors: 1, more are not possible yet", 0},
     {"cpu", O_CPU, "MODEL", 0, "fvm64-v1 .. fvm64-v3 (default: fvm64-v3 where the host has it)", 0},
-    {"disk", O_DISK, "FILE[,readonly][,serial=S]", 0, "a raw disk image or block device; may be repeated", 0},
-    {"net", O_NET, "user[,hostfwd=tcp:ADDR:PORT-:PORT]|switch:PATH|none", 0, "a network card; may be repeated", 0},
+    {"machine", O_MACHINE, "pc|virtio", 0,
+     "the full PC, or virtio devices only (default: virtio with a kernel and nothing that needs more)", 0},
+    {"disk", O_DISK, "FILE[,if=virtio|ide|ahci][,readonly][,serial=S]", 0,
+     "a raw disk image or block device; may be repeated", 0},
+    {"cdrom", O_CDROM, "FILE[,if=ide|ahci]", 0, "a CD-ROM drive with this image; may be repeated", 0},
+    {"boot", O_BOOT, "disk,cdrom,net", 0, "what firmware tries, in this order (default disk,cdrom,net)", 0},
+    {"net", O_NET, "user[,model=virtio|e1000][,hostfwd=tcp:ADDR:PORT-:PORT]|switch:PATH|none", 0,
+     "a network card; may be repeated", 0},
     {"serial", O_SERIAL, "stdio|file:F|unix:F|none", 0, "where COM1 goes (default stdio)", 0},
     {"console", O_CONSOLE, "stdio|file:F|unix:F|none", 0, "a virtio console (default none)", 0},
     {"no-rng", O_NO_RNG, 0, 0, "no virtio random number generator", 0},
@@ -159,6 +165,9 @@ static int machine_option(struct parse *p, int key, const char *arg)
     case O_CPUS: return parse_number(p, "cpus", arg, 1, FVM_CONFIG_CPUS_MAX, &c->cpus);
     case O_CPU: return set(p, &c->cpu_model, arg);
     case O_DISK: return fvm_config_add_disk(c, arg, p->err);
+    case O_CDROM: return fvm_config_add_cdrom(c, arg, p->err);
+    case O_MACHINE: return fvm_config_set_machine(c, arg, p->err);
+    case O_BOOT: return fvm_config_set_boot(c, arg, p->err);
     case O_NET: return fvm_config_add_net(c, arg, p->err);
     case O_SERIAL: return parse_char(p, &c->serial, arg);
     case O_CONSOLE: return parse_char(p, &c->console, arg);

@@ -448,9 +448,19 @@ static int check_sent(const Fvm__VmConfig *sent, const Fvm__VmConfig *own, struc
         return fvm_err_set(err, FVM_EINVAL, 0, "migrate",
                            "the guest that comes has another machine (memory, processors, disks, networks) than this "
                            "process was started for");
-    for (size_t i = 0; i < sent->n_disks; i++)
-        if (sent->disks[i]->readonly != own->disks[i]->readonly)
+    if (fvm_config_is_pc(sent) != fvm_config_is_pc(own))
+        return fvm_err_set(err, FVM_EINVAL, 0, "migrate", "the guest that comes has --machine %s, this process %s",
+                           fvm_config_is_pc(sent) ? "pc" : "virtio", fvm_config_is_pc(own) ? "pc" : "virtio");
+    for (size_t i = 0; i < sent->n_disks; i++) {
+        const Fvm__DiskConfig *s = sent->disks[i], *o = own->disks[i];
+        if (s->readonly != o->readonly)
             return fvm_err_set(err, FVM_EINVAL, 0, "migrate", "disk %zu is read-only on one side alone", i);
+        if (s->cdrom != o->cdrom || strcmp(s->interface, o->interface) != 0)
+            return fvm_err_set(err, FVM_EINVAL, 0, "migrate", "disk %zu is attached in another way on the other side", i);
+    }
+    for (size_t i = 0; i < sent->n_nets; i++)
+        if (strcmp(sent->nets[i]->model, own->nets[i]->model) != 0)
+            return fvm_err_set(err, FVM_EINVAL, 0, "migrate", "network %zu is another model on the other side", i);
     return 0;
 }
 

@@ -48,9 +48,9 @@ static void add_disk(struct args *a, const Fvm__DiskConfig *d)
     char path[8200], serial[160];
     escape(d->path, path, sizeof(path));
     escape(d->serial, serial, sizeof(serial));
-    add(a, "--disk");
-    add(a, "%s%s%s%s%s%s", path, d->readonly ? ",readonly" : "", d->format[0] ? ",format=" : "", d->format,
-        serial[0] ? ",serial=" : "", serial);
+    add(a, d->cdrom ? "--cdrom" : "--disk");
+    add(a, "%s%s%s%s%s%s%s%s", path, d->readonly && !d->cdrom ? ",readonly" : "", d->interface[0] ? ",if=" : "",
+        d->interface, d->format[0] ? ",format=" : "", d->format, serial[0] ? ",serial=" : "", serial);
 }
 
 /* "switch:@" stands for the switch of whatever node the VM is on. */
@@ -64,6 +64,8 @@ static void add_net(struct args *a, const Fvm__NetConfig *n, const char *switch_
     } else {
         len = (size_t)snprintf(text, sizeof(text), "%.2000s", n->kind);
     }
+    if (n->model[0])
+        len += (size_t)snprintf(text + len, sizeof(text) - len, ",model=%.16s", n->model);
     if (n->mac.len == 6)
         len += (size_t)snprintf(text + len, sizeof(text) - len, ",mac=%02x:%02x:%02x:%02x:%02x:%02x", n->mac.data[0],
                                 n->mac.data[1], n->mac.data[2], n->mac.data[3], n->mac.data[4], n->mac.data[5]);
@@ -100,6 +102,10 @@ static void add_machine(struct args *a, const Fvm__VmConfig *c, const char *swit
         add(a, "--no-rng");
     if (c->on_reset[0])
         add(a, "--on-reset=%s", c->on_reset);
+    if (c->machine[0])
+        add(a, "--machine=%s", c->machine);
+    if (c->boot[0])
+        add(a, "--boot=%s", c->boot);
     for (size_t i = 0; i < c->n_disks; i++)
         add_disk(a, c->disks[i]);
     for (size_t i = 0; i < c->n_nets; i++)

@@ -6,8 +6,10 @@
  * a chip that raises a line while it is restored finds the controllers knowing that line as high already. State is
  * saved in this order too.
  *
- * Invariant: devices[0..count) are alive; the virtio functions take PCI slots from FIRST_VIRTIO_SLOT up in
- * configuration order.
+ * Slots on PCI: 0 host bridge; on the full PC 1 south bridge (functions 0 ISA, 1 IDE, 3 power management) and 2 for a
+ * display; then controllers, cards and virtio functions in configuration order.
+ *
+ * Invariant: devices[0..count) are alive.
  */
 #include "vmm/board_pc.h"
 
@@ -24,9 +26,12 @@
 #include "vmm/devices/lapic.h"
 #include "vmm/devices/mc146818.h"
 #include "vmm/devices/pci.h"
+#include "vmm/devices/piix3.h"
+#include "vmm/devices/piix_ide.h"
 #include "vmm/devices/virtio/virtio.h"
 
-enum { DEVICES_MAX = 16 + FVM_BOARD_DISKS_MAX + FVM_BOARD_NETS_MAX, FIRST_VIRTIO_SLOT = 1 };
+enum { DEVICES_MAX = 24 + FVM_BOARD_DISKS_MAX + FVM_BOARD_NETS_MAX };
+enum { SLOT_SOUTH = 1, FIRST_SLOT_VIRTIO = 1, FIRST_SLOT_PC = 3 };
 enum { LINE_TIMER = 2, LINE_COM1 = 4, LINE_RTC = 8, LINE_SCI = 9 }; /* PCI: 10 and 11, see fvm_pci_irq */
 enum { PORT_COM1 = 0x3f8 };
 
@@ -104,22 +109,53 @@ static int create_acpi_pm(struct fvm_board_pc *pc, struct fvm_device **ret)
     return fvm_acpi_pm_create(pc->board, LINE_SCI, fvm_pci_host_of(pc->pci), ret);
 }
 
+static int create_piix3(struct fvm_board_pc *pc, struct fvm_device **ret)
+{
+    return fvm_piix3_create(pc->board, fvm_pci_host_of(pc->pci), SLOT_SOUTH, ret);
+}
+
+/* Disks from the first place up, CD-ROMs from the secondary master, as PCs have them. */
+static int create_piix_ide(struct fvm_board_pc *pc, struct fvm_device **ret)
+{
+    static const unsigned order[2][FVM_IDE_DRIVES] = {{0, 1, 2, 3}, {2, 3, 1, 0}};
+    const struct fvm_board_pc_config *c = pc->config;
+    struct fvm_ide_drive drives[FVM_IDE_DRIVES] = {{0}};
+
+    for (unsigned pass = 0; pass < 2; pass++) {
+        for (unsigned i = 0; i < c->disk_count; i++) {
+            const struct fvm_board_pc_disk *d = &c->disks[i];
+            unsigned k = 0;
+
+            if (d->interface != FVM_BOARD_IDE || d->cdrom != pass)
+                continue;
+            while (k < FVM_IDE_DRIVES && drives[order[pass][k]].disk)
+                k++;
+            fvm_assert(k < FVM_IDE_DRIVES); /* vm_config_machine.c counts them */
+            drives[order[pass][k]] = (struct fvm_ide_drive){.disk = d->disk, .cdrom = d->cdrom, .serial = d->serial};
+        }
+    }
+    return fvm_piix_ide_create(pc->board, fvm_pci_host_of(pc->pci), SLOT_SOUTH, drives, ret);
+}
+
 /* THE list. */
 static const struct {
     const char *chip;
+    bool full_only;
     int (*create)(struct fvm_board_pc *pc, struct fvm_device **ret);
 } chips[] = {
-    /* chip          create                  where                     interrupt */
-    {"lapic", create_lapic},           /*    fee00000, MSRs 800..8ff   to the processors */
-    {"ioapic", create_ioapic},         /*    fec00000                  lines 0..23 */
-    {"i8259", create_i8259},           /*    20, a0, 4d0               lines 1..15, LINT0 */
-    {"i8254", create_i8254},           /*    40..43, 61                line 2 (ISA IRQ 0) */
-    {"mc146818", create_mc146818},     /*    70, 71                    line 8 */
-    {"ns16550a", create_serial},       /*    3f8                       line 4 */
-    {"i8042", create_i8042},           /*    60, 64, 92                none */
-    {"debug_exit", create_debug_exit}, /*    f4                        none */
-    {"pci_host", create_pci_host},     /*    cf8, cfc; slot 0          10, 11 for its functions */
-    {"acpi_pm", create_acpi_pm},       /*    600..63f, cf9             line 9 (SCI) */
+    /* chip         full PC  create                where                     interrupt */
+    {"lapic", false, create_lapic},           /*    fee00000, MSRs 800..8ff   to the processors */
+    {"ioapic", false, create_ioapic},         /*    fec00000                  lines 0..23 */
+    {"i8259", false, create_i8259},           /*    20, a0, 4d0               lines 1..15, LINT0 */
+    {"i8254", false, create_i8254},           /*    40..43, 61                line 2 (ISA IRQ 0) */
+    {"mc146818", false, create_mc146818},     /*    70, 71                    line 8 */
+    {"ns16550a", false, create_serial},       /*    3f8                       line 4 */
+    {"i8042", false, create_i8042},           /*    60, 64, 92                none */
+    {"debug_exit", false, create_debug_exit}, /*    f4                        none */
+    {"pci_host", false, create_pci_host},     /*    cf8, cfc; slot 0          10, 11 for its functions */
+    {"acpi_pm", false, create_acpi_pm},       /*    600..63f, cf9             line 9 (SCI) */
+    {"piix3", true, create_piix3},            /*    slot 1.0, 1.3             routes PCI's links */
+    {"piix_ide", true, create_piix_ide},      /*    slot 1.1; 1f0, 170        lines 14, 15 */
 };
 
 /* ---- virtio ---- */
@@ -142,6 +178,8 @@ static int add_virtio(struct fvm_board_pc *pc, struct fvm_err *err)
     int r = 0;
 
     for (unsigned i = 0; !r && i < c->disk_count; i++) {
+        if (c->disks[i].interface != FVM_BOARD_VIRTIO)
+            continue;
         snprintf(name, sizeof(name), "virtio-blk%u", i);
         r = fvm_virtio_blk_create(pc->board, host, pc->next_slot++, name, c->disks[i].disk, c->disks[i].serial, &dev);
         r = add(pc, r, dev, name, err);
@@ -185,10 +223,12 @@ int fvm_board_pc_create(struct fvm_board *board, const struct fvm_board_pc_confi
         return fvm_err_set(err, FVM_ENOMEM, 0, "board", "out of memory");
     pc->board = board;
     pc->config = config;
-    pc->next_slot = FIRST_VIRTIO_SLOT;
+    pc->next_slot = config->full ? FIRST_SLOT_PC : FIRST_SLOT_VIRTIO;
     for (unsigned i = 0; !r && i < FVM_ARRAY_SIZE(chips); i++) {
         struct fvm_device *dev = NULL;
 
+        if (chips[i].full_only && !config->full)
+            continue;
         r = chips[i].create(pc, &dev);
         r = add(pc, r, dev, chips[i].chip, err);
     }

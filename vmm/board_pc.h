@@ -16,15 +16,20 @@ struct fvm_net;
 
 enum { FVM_BOARD_DISKS_MAX = 8, FVM_BOARD_NETS_MAX = 4 };
 
+enum fvm_board_pc_interface { FVM_BOARD_VIRTIO, FVM_BOARD_IDE, FVM_BOARD_AHCI };
+
 struct fvm_board_pc_disk {
     struct fvm_disk *disk; /* borrowed: the vm opens and closes it */
     const char *serial;    /* as shown to the guest, may be NULL */
+    enum fvm_board_pc_interface interface;
+    bool cdrom;            /* IDE or AHCI */
 };
 struct fvm_board_pc_net {
     struct fvm_net *net;   /* borrowed: the vm opens, activates and closes it */
     uint8_t mac[6];
 };
 struct fvm_board_pc_config {
+    bool full; /* the PC's south bridge and what hangs on it; else virtio is all there is on PCI */
     struct fvm_serial_backend serial; /* COM1 */
     const struct fvm_board_pc_disk *disks;
     unsigned disk_count;
@@ -36,8 +41,8 @@ struct fvm_board_pc_config {
     bool balloon;
 };
 
-/** Makes the chips in the table's order, then the virtio devices: disks, nets, console, rng, balloon. `board` is
- * borrowed. */
+/** Makes the chips in the table's order, then disk controllers, then the virtio devices: disks, nets, console, rng,
+ * balloon. `board` is borrowed. */
 int fvm_board_pc_create(struct fvm_board *board, const struct fvm_board_pc_config *config, struct fvm_board_pc **ret_pc,
                         struct fvm_err *err);
 void fvm_board_pc_destroy(struct fvm_board_pc **pc_p);

@@ -203,6 +203,13 @@ static int make_ends(struct fvm_vm *vm, struct fvm_err *err)
     return r;
 }
 
+static enum fvm_board_pc_interface disk_interface(const Fvm__DiskConfig *disk)
+{
+    if (!strcmp(disk->interface, "ahci"))
+        return FVM_BOARD_AHCI;
+    return !strcmp(disk->interface, "ide") || disk->cdrom ? FVM_BOARD_IDE : FVM_BOARD_VIRTIO;
+}
+
 static int make_board(struct fvm_vm *vm, struct fvm_err *err)
 {
     const Fvm__VmConfig *config = vm->config;
@@ -214,13 +221,16 @@ static int make_board(struct fvm_vm *vm, struct fvm_err *err)
     vm->board = (struct fvm_board){.bus = vm->bus, .irq = vm->irq, .ram = vm->ram, .clock = vm->clock, .loop = vm->loop,
                                    .cpu_count = config->cpus, .power_off = ask_power_off, .reset = ask_reset,
                                    .debug_exit = ask_debug_exit, .ctx = vm};
+    pc.full = fvm_config_is_pc(config);
     pc.serial = fvm_char_backend(vm->serial);
     pc.has_console = vm->console != NULL;
     if (vm->console)
         pc.console = fvm_char_backend(vm->console);
     for (unsigned i = 0; i < vm->disk_count; i++) {
         const char *serial = config->disks[i]->serial;
-        disks[i] = (struct fvm_board_pc_disk){.disk = vm->disks[i], .serial = serial[0] ? serial : NULL};
+        disks[i] = (struct fvm_board_pc_disk){.disk = vm->disks[i], .serial = serial[0] ? serial : NULL,
+                                              .interface = disk_interface(config->disks[i]),
+                                              .cdrom = config->disks[i]->cdrom};
     }
     for (unsigned i = 0; i < vm->net_count; i++) {
         nets[i].net = vm->nets[i];

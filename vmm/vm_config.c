@@ -128,11 +128,14 @@ static int disk_option(Fvm__DiskConfig *disk, const char *item, struct fvm_err *
                                FVM_CONFIG_SERIAL_MAX);
         return fvm_config_set(&disk->serial, item + 7);
     }
-    return fvm_err_set(err, FVM_EINVAL, 0, room,
-                       "disk option \"%.40s\" is unknown; known are readonly, format=raw, serial=TEXT", item);
+    if (!strcmp(item, "if=ide") || !strcmp(item, "if=ahci") || (!strcmp(item, "if=virtio") && !disk->cdrom))
+        return fvm_config_set(&disk->interface, item + 3);
+    return fvm_err_set(err, FVM_EINVAL, 0, room, "%s option \"%.40s\" is unknown; known are %s, format=raw, serial=TEXT",
+                       disk->cdrom ? "CD-ROM" : "disk", item,
+                       disk->cdrom ? "if=ide|ahci" : "if=virtio|ide|ahci, readonly");
 }
 
-int fvm_config_add_disk(Fvm__VmConfig *config, const char *spec, struct fvm_err *err)
+static int add_drive(Fvm__VmConfig *config, const char *spec, bool cdrom, struct fvm_err *err)
 {
     if (config->n_disks >= FVM_CONFIG_DISKS_MAX)
         return fvm_err_set(err, FVM_EINVAL, 0, room, "more than %d disks", FVM_CONFIG_DISKS_MAX);
@@ -145,6 +148,7 @@ int fvm_config_add_disk(Fvm__VmConfig *config, const char *spec, struct fvm_err 
         return fvm_err_set(err, FVM_ENOMEM, 0, room, "out of memory");
     }
     fvm__disk_config__init(disk);
+    disk->cdrom = disk->readonly = cdrom;
     int r = 0;
     bool first = true;
     const char *cursor = spec;
@@ -155,7 +159,8 @@ int fvm_config_add_disk(Fvm__VmConfig *config, const char *spec, struct fvm_err 
         else if (!first)
             r = disk_option(disk, item, err);
         else if (!*item)
-            r = fvm_err_set(err, FVM_EINVAL, 0, room, "disk without a file's name; write --disk FILE[,readonly]");
+            r = fvm_err_set(err, FVM_EINVAL, 0, room, "%s without a file's name; write --%s",
+                            cdrom ? "CD-ROM" : "disk", cdrom ? "cdrom FILE" : "disk FILE[,readonly]");
         else
             r = fvm_config_set(&disk->path, item);
         first = false;
@@ -167,6 +172,16 @@ int fvm_config_add_disk(Fvm__VmConfig *config, const char *spec, struct fvm_err 
     }
     config->disks[config->n_disks++] = disk;
     return 0;
+}
+
+int fvm_config_add_disk(Fvm__VmConfig *config, const char *spec, struct fvm_err *err)
+{
+    return add_drive(config, spec, false, err);
+}
+
+int fvm_config_add_cdrom(Fvm__VmConfig *config, const char *spec, struct fvm_err *err)
+{
+    return add_drive(config, spec, true, err);
 }
 
 /* ---- the whole ---- */
@@ -253,6 +268,8 @@ int fvm_config_check(const Fvm__VmConfig *config, bool files, struct fvm_err *er
         r = check_disks(config, files, err);
     if (!r)
         r = fvm_config_check_nets(config, err);
+    if (!r)
+        r = fvm_config_check_machine(config, err);
     if (!r && files)
         r = check_readable("kernel", config->kernel, err);
     if (!r && files && config->initrd[0])

@@ -14,6 +14,8 @@
 #define FVM_CONFIG_CPUS_MAX 64
 #define FVM_CONFIG_DISKS_MAX 8
 #define FVM_CONFIG_NETS_MAX 4
+#define FVM_CONFIG_IDE_MAX 4  /* two channels of two drives */
+#define FVM_CONFIG_AHCI_MAX 6 /* ports of an ICH9 */
 #define FVM_CONFIG_FORWARDS_MAX 64
 #define FVM_CONFIG_MEMORY_MIN (16ull << 20)
 #define FVM_CONFIG_MEMORY_MAX (1ull << 40)
@@ -30,10 +32,12 @@ int fvm_config_set(char **field, const char *text);
 
 /** "1G", "512M", "64K", "4096": bytes, powers of 1024; "1.5G" and negative numbers are refused. */
 int fvm_config_parse_bytes(const char *text, uint64_t *ret_bytes, struct fvm_err *err);
-/** "F[,readonly][,format=raw][,serial=S]". A comma in a file's name is written ",,". */
+/** "F[,if=virtio|ide|ahci][,readonly][,format=raw][,serial=S]". A comma in a file's name is written ",,". */
 int fvm_config_add_disk(Fvm__VmConfig *config, const char *spec, struct fvm_err *err);
+/** "F[,if=ide|ahci][,serial=S]": a CD-ROM drive with the image F in it. */
+int fvm_config_add_cdrom(Fvm__VmConfig *config, const char *spec, struct fvm_err *err);
 /**
- * "none" | "user[,mac=M][,hostfwd=tcp:[ADDR]:PORT-[ADDR]:PORT]..." | "switch:PATH[,mac=M]".
+ * "none" | "user[,model=virtio|e1000][,mac=M][,hostfwd=tcp:[ADDR]:PORT-[ADDR]:PORT]..." | "switch:PATH[,model=..][,mac=M]".
  * "none" adds nothing.
  */
 int fvm_config_add_net(Fvm__VmConfig *config, const char *spec, struct fvm_err *err);
@@ -41,6 +45,13 @@ int fvm_config_add_net(Fvm__VmConfig *config, const char *spec, struct fvm_err *
 int fvm_config_parse_forward(const char *text, Fvm__HostForward *ret, struct fvm_err *err);
 /** "52:54:00:12:34:56", unicast only. */
 int fvm_config_parse_mac(const char *text, uint8_t ret_mac[6], struct fvm_err *err);
+
+/** "pc" or "virtio". */
+int fvm_config_set_machine(Fvm__VmConfig *config, const char *text, struct fvm_err *err);
+/** "disk", "cdrom,net"...: words of disk, cdrom, net, each at most once. */
+int fvm_config_set_boot(Fvm__VmConfig *config, const char *text, struct fvm_err *err);
+/** Is this the full PC? If not said: yes without a kernel (firmware boots), or when a device is not virtio. */
+bool fvm_config_is_pc(const Fvm__VmConfig *config);
 
 /** Is the whole thing possible? Sizes, counts, lengths; files are looked at only when `files`. */
 int fvm_config_check(const Fvm__VmConfig *config, bool files, struct fvm_err *err);

@@ -1,4 +1,4 @@
-/* vm_config_internal.h - between vm_config.c, vm_config_net.c and vm_config_host.c only. */
+/* vm_config_internal.h - between the vm_config*.c only. */
 #ifndef FVM_VMM_VM_CONFIG_INTERNAL_H
 #define FVM_VMM_VM_CONFIG_INTERNAL_H
 
@@ -7,6 +7,8 @@
 
 /** Next item of "a,b=c,d" (",," is a comma), malloc'd; *cursor is NULL after the last. NULL: no memory. */
 char *fvm_config_next_item(const char **cursor);
+/** machine, boot order, and where disks and cards are attached. */
+int fvm_config_check_machine(const Fvm__VmConfig *config, struct fvm_err *err);
 int fvm_config_check_nets(const Fvm__VmConfig *config, struct fvm_err *err);
 /** What this process may still allocate: the least of MemAvailable + SwapFree and the cgroups' limits. UINT64_MAX:
  * unknown. */

@@ -120,8 +120,13 @@ static int net_option(Fvm__NetConfig *net, const char *item, struct fvm_err *err
         net->mac.len = 6;
         return 0;
     }
-    return fvm_err_set(err, FVM_EINVAL, 0, room, "net option \"%.60s\" is unknown; known are hostfwd=... and mac=...",
-                       item);
+    if (!strcmp(item, "model=virtio") || !strcmp(item, "model=e1000")) {
+        if (fvm_config_set(&net->model, item + 6))
+            return fvm_err_set(err, FVM_ENOMEM, 0, room, "out of memory");
+        return 0;
+    }
+    return fvm_err_set(err, FVM_EINVAL, 0, room,
+                       "net option \"%.60s\" is unknown; known are hostfwd=..., mac=... and model=virtio|e1000", item);
 }
 
 static bool kind_known(const char *kind)

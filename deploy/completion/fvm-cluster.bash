@@ -15,11 +15,13 @@ _fvm_cluster() {
     done
     COMPREPLY=()
     case $prev in
-    --kernel | --initrd | --disk | --dir | -d) mapfile -t COMPREPLY < <(compgen -f -- "$cur"); return ;;
+    --kernel | --initrd | --disk | --cdrom | --dir | -d) mapfile -t COMPREPLY < <(compgen -f -- "$cur"); return ;;
     --node) mapfile -t COMPREPLY < <(compgen -W "$(_fvm_names nodes)" -- "$cur"); return ;;
     --on-miss) mapfile -t COMPREPLY < <(compgen -W "cancel pause" -- "$cur"); return ;;
     --on-reset) mapfile -t COMPREPLY < <(compgen -W "reset stop" -- "$cur"); return ;;
     --net) mapfile -t COMPREPLY < <(compgen -W "switch user none" -- "$cur"); return ;;
+    --machine) mapfile -t COMPREPLY < <(compgen -W "pc virtio" -- "$cur"); return ;;
+    --boot) mapfile -t COMPREPLY < <(compgen -W "disk cdrom net disk,cdrom,net" -- "$cur"); return ;;
     --cpu) mapfile -t COMPREPLY < <(compgen -W "fvm64-v1 fvm64-v2 fvm64-v3" -- "$cur"); return ;;
     esac
     if [[ $cur == -* ]]; then
@@ -27,7 +29,7 @@ _fvm_cluster() {
         case "${words[0]:-} ${words[1]:-}" in
         "init ") options+=" --store" ;;
         "node add") options+=" --address" ;;
-        "vm create") options+=" --kernel --initrd --append --memory --cpus --cpu --disk --net --no-rng --on-reset" ;;
+        "vm create") options+=" --kernel --initrd --append --memory --cpus --cpu --machine --boot --disk --cdrom --net --no-rng --on-reset" ;;
         "vm stop") options+=" --timeout" ;;
         "vm console") options+=" --no-history" ;;
         "vm migrate") options+=" --max-downtime --deadline --on-miss --rate-limit --dry-run" ;;

@@ -13,7 +13,7 @@ _fvm() {
     fi
     case $prev in
     --kernel | --initrd | --trace-file) COMPREPLY=($(compgen -f -- "$cur")) && return ;;
-    --disk) COMPREPLY=($(compgen -f -- "$cur")) && return ;;
+    --disk | --cdrom) COMPREPLY=($(compgen -f -- "$cur")) && return ;;
     --control) COMPREPLY=($(compgen -P unix: -f -- "${cur#unix:}")) && return ;;
     --serial | --console)
         case $cur in
@@ -23,6 +23,8 @@ _fvm() {
         return
         ;;
     --cpu) COMPREPLY=($(compgen -W 'fvm64-v1 fvm64-v2 fvm64-v3' -- "$cur")) && return ;;
+    --machine) COMPREPLY=($(compgen -W 'pc virtio' -- "$cur")) && return ;;
+    --boot) COMPREPLY=($(compgen -W 'disk cdrom net disk,cdrom,net cdrom,disk' -- "$cur")) && return ;;
     --net) COMPREPLY=($(compgen -W 'user switch: none' -- "$cur")) && return ;;
     --trace) COMPREPLY=($(compgen -W 'exec int mmu io code' -- "$cur")) && return ;;
     --log-level) COMPREPLY=($(compgen -W 'error warn info debug' -- "$cur")) && return ;;

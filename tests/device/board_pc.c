@@ -53,6 +53,30 @@ static void test_list(void)
     down(&t, pc);
 }
 
+static void test_full(void)
+{
+    static const struct fvm_board_pc_config full = {.serial = {.write = take}, .rng = true, .full = true};
+    struct test_board t, other;
+    struct fvm_board_pc *pc = up(&t, &full), *fresh;
+    Fvm__DevicesState *s = NULL;
+    struct fvm_err err = {0};
+
+    CU_ASSERT_PTR_NOT_NULL(fvm_board_pc_device(pc, "piix3"));
+    CU_ASSERT_PTR_NOT_NULL(fvm_board_pc_device(pc, "piix_ide"));
+    board_out(&t, 0xcf8, 4, 0x80001800); /* slots 1 and 2 belong to the board */
+    CU_ASSERT_EQUAL(board_in(&t, 0xcfc, 2), 0x1af4);
+    CU_ASSERT_EQUAL_FATAL(fvm_board_pc_save(pc, &s), 0);
+    fresh = up(&other, &full);
+    CU_ASSERT_EQUAL(fvm_board_pc_check(fresh, s, &err), 0);
+    fvm_board_pc_restore(fresh, s);
+    down(&other, fresh);
+    fresh = up(&other, &plain); /* another machine */
+    CU_ASSERT_NOT_EQUAL(fvm_board_pc_check(fresh, s, &err), 0);
+    fvm__devices_state__free_unpacked(s, NULL);
+    down(&other, fresh);
+    down(&t, pc);
+}
+
 /* PIT -> i8259 -> LINT0 -> processor, as a system without APIC code has it. */
 static void test_pic_path(void)
 {
@@ -173,7 +197,8 @@ static void test_refusals(void)
 int main(void)
 {
     static const struct board_test tests[] = {
-        {"the list", test_list}, {"timer by the i8259", test_pic_path}, {"serial port by the ioapic", test_ioapic_path},
+        {"the list", test_list},
+        {"the full PC", test_full}, {"timer by the i8259", test_pic_path}, {"serial port by the ioapic", test_ioapic_path},
         {"state of all", test_state}, {"refusals", test_refusals},
     };
 

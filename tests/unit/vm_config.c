@@ -49,6 +49,47 @@ static void disks(void)
     CU_ASSERT_PTR_NULL(c);
 }
 
+static void machines(void)
+{
+    struct fvm_err err = {0};
+    Fvm__VmConfig *c = fvm_config_new();
+    CU_ASSERT_TRUE(fvm_config_is_pc(c)); /* no kernel: firmware boots */
+    CU_ASSERT_EQUAL(fvm_config_set(&c->kernel, "/vmlinuz"), 0);
+    CU_ASSERT_EQUAL(fvm_config_add_disk(c, "/v,if=virtio", NULL), 0);
+    CU_ASSERT_EQUAL(fvm_config_add_net(c, "user,model=virtio", NULL), 0);
+    CU_ASSERT_FALSE(fvm_config_is_pc(c));
+    CU_ASSERT_EQUAL(fvm_config_add_cdrom(c, "/i,,so,serial=X", NULL), 0);
+    CU_ASSERT_STRING_EQUAL(c->disks[1]->path, "/i,so");
+    CU_ASSERT_TRUE(c->disks[1]->cdrom && c->disks[1]->readonly);
+    CU_ASSERT_TRUE(fvm_config_is_pc(c));
+    CU_ASSERT_EQUAL(fvm_config_check(c, false, &err), 0);
+    CU_ASSERT_EQUAL(fvm_config_set_machine(c, "isapc", NULL), FVM_EINVAL);
+    CU_ASSERT_EQUAL(fvm_config_set_machine(c, "virtio", NULL), 0);
+    CU_ASSERT_EQUAL(fvm_config_check(c, false, &err), FVM_EINVAL);
+    CU_ASSERT_PTR_NOT_NULL(strstr(err.text, "--machine pc"));
+    CU_ASSERT_EQUAL(fvm_config_set_machine(c, "pc", NULL), 0);
+    CU_ASSERT_EQUAL(fvm_config_add_cdrom(c, "/c,if=virtio", NULL), FVM_EINVAL);
+    CU_ASSERT_EQUAL(fvm_config_add_cdrom(c, "", NULL), FVM_EINVAL);
+    CU_ASSERT_EQUAL(fvm_config_add_disk(c, "/c,if=scsi", NULL), FVM_EINVAL);
+    CU_ASSERT_EQUAL(fvm_config_add_net(c, "user,model=ne2k", NULL), FVM_EINVAL);
+    CU_ASSERT_EQUAL(fvm_config_add_net(c, "user,model=e1000", NULL), 0);
+    for (int i = 0; i < 3; i++)
+        CU_ASSERT_EQUAL(fvm_config_add_disk(c, "/d,if=ide", NULL), 0);
+    CU_ASSERT_EQUAL(fvm_config_check(c, false, &err), 0);
+    CU_ASSERT_EQUAL(fvm_config_add_disk(c, "/d,if=ide", NULL), 0);
+    CU_ASSERT_EQUAL(fvm_config_check(c, false, &err), FVM_EINVAL);
+    CU_ASSERT_EQUAL(fvm_config_set(&c->disks[2]->interface, "ahci"), 0);
+    CU_ASSERT_EQUAL(fvm_config_check(c, false, &err), 0);
+    static const char *const bad[] = {"", "floppy", "disk,", "disk,disk", ",disk", "disk,,net"};
+    for (size_t i = 0; i < FVM_ARRAY_SIZE(bad); i++)
+        CU_ASSERT_EQUAL(fvm_config_set_boot(c, bad[i], NULL), FVM_EINVAL);
+    CU_ASSERT_EQUAL(fvm_config_set_boot(c, "cdrom,disk", NULL), 0);
+    CU_ASSERT_EQUAL(fvm_config_check(c, false, &err), 0);
+    c->disks[1]->readonly = false; /* as a peer could send it */
+    CU_ASSERT_EQUAL(fvm_config_check(c, false, &err), FVM_EINVAL);
+    fvm_config_free(&c);
+}
+
 static void nets(void)
 {
     Fvm__VmConfig *c = fvm_config_new();
@@ -147,6 +188,7 @@ int main(void)
     CU_pSuite s = CU_add_suite("vm_config", NULL, NULL);
     CU_add_test(s, "sizes", sizes);
     CU_add_test(s, "disks", disks);
+    CU_add_test(s, "machines", machines);
     CU_add_test(s, "nets", nets);
     CU_add_test(s, "check", check);
     CU_add_test(s, "copies", copies);
