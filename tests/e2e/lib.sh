@@ -1,6 +1,7 @@
 # Shared by the cases of tests/e2e, which are programs (bash) of their own:
 #
-#     # fvm-test: quick limit=300          (this line makes it a case; quick: also in deploy/test --quick; limit: seconds)
+#     # fvm-test: quick limit=300          (this line makes it a case; quick: also in deploy/test --quick; long: not unless
+#                                         asked for; limit: seconds)
 #     . "$(dirname "$0")/lib.sh"
 #     check "what is claimed" command...   (as often as wanted)
 #     finish
