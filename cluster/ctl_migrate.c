@@ -79,6 +79,10 @@ static void print_timeline(const struct watch *w, const Fvm__Reply *reply)
         puts(reply->text);
         return;
     }
+    if (w->ctl->opt.dry_run) { /* nothing was sent: there are no further phases */
+        printf("%s\n\n  prepare    %10s\n", reply->text, fvm_ctl_ms(p->prepare_ns, a));
+        return;
+    }
     printf("%s\n\n", reply->text);
     printf("  prepare    %10s\n", fvm_ctl_ms(p->prepare_ns, a));
     printf("  pre-copy   %10s   %u round%s, %s sent of %s memory\n", fvm_ctl_ms(p->precopy_ns, a), p->rounds,

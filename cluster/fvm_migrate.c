@@ -524,18 +524,26 @@ static int start_dest(struct fvm_run *run, const json_t *request, struct fvm_err
     return rc;
 }
 
+/* The same source asks once more, after a rehearsal or an attempt that failed: what came then is still of use. */
+static bool waits_for(const struct fvm_run *run, const json_t *request)
+{
+    const char *key = json_string_value(json_object_get(request, "allow"));
+    return busy(run) && run->migration->dest && key && strcmp(key, run->migration->allow) == 0;
+}
+
 static void command_incoming(void *ctx, struct fvm_control_call *call, const json_t *request)
 {
     struct fvm_run *run = ctx;
     struct fvm_err err = {0};
     int rc = 0;
+    bool again = waits_for(run, request);
     if (!run->options.incoming)
         rc = room_err(&err, FVM_ESTATE, "this VM was not started with --incoming");
-    else if (busy(run))
-        rc = room_err(&err, FVM_ESTATE, "it waits for a guest already");
+    else if (busy(run) && !again)
+        rc = room_err(&err, FVM_ESTATE, "it waits for another guest already");
     if (!rc)
         rc = need(run, &err);
-    if (!rc)
+    if (!rc && !again)
         rc = start_dest(run, request, &err);
     if (rc)
         fvm_control_fail(call, &err);

@@ -125,6 +125,8 @@ static void show_done(const struct client *c, const json_t *e)
 {
     if (c->tty)
         printf("\r\033[K");
+    if (json_is_true(json_object_get(e, "dry_run")) && !word(e, "error")[0])
+        printf("rehearsal went well in %.1f ms; the guest runs on where it is\n", number(e, "total_ns") / 1e6);
     if (strcmp(word(e, "outcome"), "moved"))
         return;
     printf("moved: blackout %.1f ms, total %.2f s, %.1f MiB sent of %.0f MiB, %d round%s, %s\n",
@@ -191,9 +193,10 @@ static int watch(struct client *c, json_t *request)
     while (sent && in) {
         errno = 0;
         ssize_t n = getline(&line, &size, in);
+        int error = errno;
         if (interrupted)
             cancel(c);
-        if (n < 0 && errno == EINTR) {
+        if (n < 0 && error == EINTR) {
             clearerr(in);
             continue;
         }
