@@ -2,7 +2,7 @@
  * ram.c - guest RAM: reservation, checked copies, epochs.
  *
  *     base                base+low          base+4G               base+span
- *      | RAM (low_bytes)   | PROT_NONE hole  | RAM (high_bytes)    | guard
+ *      | RAM (low_bytes)   | PROT_NONE hole  | RAM (high_bytes)    | room for video memory, guard
  *
  * One reservation, so that a host address is base + gpa everywhere. Invariant: every byte that fvm_ram_contains is
  * mapped readable and writable for the life of the RAM; all else in the reservation faults. Knows nothing of CPUs.
@@ -46,7 +46,7 @@ static int map_all(struct ram_impl *impl)
     struct fvm_ram *ram = &impl->ram;
     void *version, *flags;
 
-    impl->map_bytes = FVM_ALIGN_UP(ram->span_bytes, HUGE_BYTES) + 2 * HUGE_BYTES;
+    impl->map_bytes = FVM_ALIGN_UP(ram->span_bytes, HUGE_BYTES) + FVM_RAM_VIDEO_MAX + 2 * HUGE_BYTES;
     impl->map = mmap(NULL, impl->map_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (impl->map == MAP_FAILED) {
         impl->map = NULL;
@@ -55,11 +55,11 @@ static int map_all(struct ram_impl *impl)
     ram->base = (uint8_t *)FVM_ALIGN_UP((uintptr_t)impl->map, HUGE_BYTES);
     if (map_part(ram, 0, ram->low_bytes) < 0 || map_part(ram, FVM_RAM_HIGH_BASE, ram->high_bytes) < 0)
         return -1;
-    version = map_array(ram->page_count * sizeof(*ram->version));
+    version = map_array(ram->array_pages * sizeof(*ram->version));
     if (version == MAP_FAILED)
         return -1;
     ram->version = version;
-    flags = map_array(ram->page_count);
+    flags = map_array(ram->array_pages);
     if (flags == MAP_FAILED)
         return -1;
     ram->flags = flags;
@@ -83,6 +83,7 @@ int fvm_ram_create(uint64_t bytes, struct fvm_ram **ret_ram, struct fvm_err *err
     ram->high_bytes = bytes - ram->low_bytes;
     ram->span_bytes = ram->high_bytes ? FVM_RAM_HIGH_BASE + ram->high_bytes : ram->low_bytes;
     ram->page_count = ram->span_bytes >> FVM_PAGE_SHIFT;
+    ram->array_pages = (FVM_ALIGN_UP(ram->span_bytes, HUGE_BYTES) + FVM_RAM_VIDEO_MAX) >> FVM_PAGE_SHIFT;
     ram->epoch = 1;
     if (map_all(impl) < 0) {
         int sys_errno = errno;
@@ -107,11 +108,39 @@ void fvm_ram_destroy(struct fvm_ram **ram_p)
     if (impl->map)
         munmap(impl->map, impl->map_bytes);
     if (ram->version)
-        munmap(ram->version, ram->page_count * sizeof(*ram->version));
+        munmap(ram->version, ram->array_pages * sizeof(*ram->version));
     if (ram->flags)
-        munmap(ram->flags, ram->page_count);
+        munmap(ram->flags, ram->array_pages);
     free(impl);
     *ram_p = NULL;
+}
+
+int fvm_ram_video_create(struct fvm_ram *ram, uint64_t bytes)
+{
+    uint64_t gpa = FVM_ALIGN_UP(ram->span_bytes, HUGE_BYTES);
+
+    fvm_assert(bytes && !(bytes & FVM_PAGE_MASK) && bytes <= FVM_RAM_VIDEO_MAX);
+    if (ram->video_bytes)
+        return FVM_EEXIST;
+    if (map_part(ram, gpa, bytes) < 0)
+        return FVM_ENOMEM;
+    ram->video_gpa = gpa;
+    ram->video_bytes = bytes;
+    return 0;
+}
+
+void fvm_ram_video_window(struct fvm_ram *ram, fvm_gpa gpa, uint64_t bytes)
+{
+    fvm_assert(!((gpa | bytes) & FVM_PAGE_MASK) && bytes <= ram->video_bytes);
+    if (ram->window_bytes == bytes && ram->window_gpa == gpa)
+        return;
+    ram->window_bytes = 0; /* a processor that looks meanwhile finds a device there */
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    ram->window_gpa = gpa;
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    ram->window_bytes = bytes;
+    if (ram->window_hook)
+        ram->window_hook(ram->window_hook_ctx);
 }
 
 int fvm_ram_read(const struct fvm_ram *ram, fvm_gpa gpa, void *buf, uint64_t len)

@@ -13,6 +13,11 @@
  * fvm_ram_map(...write) + _mark_written. After the bytes are written, the "code hook" is told if the page holds
  * translated code.
  *
+ * Video memory: a display adapter's own memory, kept here so that processors reach it as fast as RAM. It lies behind
+ * RAM in the reservation, at a pseudo address (video_gpa) that no guest can name; guests see it through a window that
+ * the adapter places (a PCI BAR), and fvm_ram_direct leads from there. It has page versions too, but is not RAM: not
+ * executed, not in fvm_ram_contains, not migrated as RAM.
+ *
  * Threads: any; version stores are relaxed atomics.
  */
 #ifndef FVM_VMM_MEM_RAM_H
@@ -35,14 +40,25 @@ struct fvm_ram {
     uint64_t span_bytes;    /* reservation: highest gpa + 1 */
     uint64_t low_bytes;     /* RAM below the hole */
     uint64_t high_bytes;    /* RAM above 4 GiB */
-    uint64_t page_count;    /* span_bytes >> 12: length of the arrays below (hole included) */
-    uint32_t *version;      /* [page_count] epoch of last write */
-    uint8_t *flags;         /* [page_count] FVM_PAGE_* */
+    uint64_t page_count;    /* span_bytes >> 12: RAM's part of the arrays below (hole included) */
+    uint64_t array_pages;   /* length of the arrays: page_count, and video memory */
+    uint32_t *version;      /* [array_pages] epoch of last write */
+    uint8_t *flags;         /* [array_pages] FVM_PAGE_* */
     uint32_t epoch;         /* current epoch, starts at 1 */
     /* Called after a write to a page with FVM_PAGE_CODE, by whoever wrote, with the range written. */
     void (*code_hook)(void *ctx, fvm_gpa gpa, uint64_t len);
     void *code_hook_ctx;
+    uint64_t video_gpa, video_bytes;   /* pseudo address of video memory; bytes 0: none yet */
+    uint64_t window_gpa, window_bytes; /* where guests see it now; bytes 0: nowhere */
+    bool legacy_hole;       /* a device answers at a0000..bffff, not the RAM behind */
+    /* The window moved: translations that lead to its old place must go. May be NULL. */
+    void (*window_hook)(void *ctx);
+    void *window_hook_ctx;
 };
+
+#define FVM_RAM_VIDEO_MAX (64ull << 20)
+#define FVM_RAM_LEGACY_GPA 0xa0000ull
+#define FVM_RAM_LEGACY_BYTES 0x20000ull
 
 int fvm_ram_create(uint64_t bytes, struct fvm_ram **ret_ram, struct fvm_err *err);
 void fvm_ram_destroy(struct fvm_ram **ram_p);
@@ -57,7 +73,32 @@ static inline bool fvm_ram_has_page(const struct fvm_ram *ram, fvm_pfn pfn)
 {
     return fvm_ram_contains(ram, pfn << FVM_PAGE_SHIFT, FVM_PAGE_SIZE);
 }
-/** hva of a gpa that fvm_ram_contains. */
+/**
+ * Does a processor's access to this page go to memory, and not to a device? Then *gpa, changed for video memory, is
+ * what versions, flags and host addresses go by.
+ */
+static inline bool fvm_ram_direct(const struct fvm_ram *ram, fvm_gpa *gpa)
+{
+    if (fvm_ram_has_page(ram, *gpa >> FVM_PAGE_SHIFT))
+        return !ram->legacy_hole || *gpa - FVM_RAM_LEGACY_GPA >= FVM_RAM_LEGACY_BYTES;
+    if (*gpa - ram->window_gpa >= ram->window_bytes)
+        return false;
+    *gpa = ram->video_gpa + (*gpa - ram->window_gpa);
+    return true;
+}
+/** Is this (from fvm_ram_direct) video memory? Never executed. */
+static inline bool fvm_ram_is_video(const struct fvm_ram *ram, fvm_gpa gpa)
+{
+    return gpa - ram->video_gpa < ram->video_bytes;
+}
+/**
+ * Give the machine video memory: whole pages, at most FVM_RAM_VIDEO_MAX, once, before processors are made. It reads as
+ * zero. FVM_EEXIST: there is some already.
+ */
+int fvm_ram_video_create(struct fvm_ram *ram, uint64_t bytes);
+/** Show it at gpa, page-aligned; bytes 0: nowhere. Board lock held. */
+void fvm_ram_video_window(struct fvm_ram *ram, fvm_gpa gpa, uint64_t bytes);
+/** hva of a gpa that fvm_ram_contains, or that fvm_ram_direct gave. */
 static inline uint8_t *fvm_ram_hva(const struct fvm_ram *ram, fvm_gpa gpa)
 {
     return ram->base + gpa;

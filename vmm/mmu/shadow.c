@@ -156,12 +156,14 @@ static void fill_neighbours(struct fvm_shadow *sh, fvm_gva va, uint64_t index, c
         uint64_t rights;
 
         fresh[k] = 0;
-        if (group[k] || k == self || !neighbour(sh, w, k - self, &n))
+        if (group[k] || k == self || !neighbour(sh, w, k - self, &n) || !fvm_ram_direct(sh->ram, &n.gpa))
             continue;
         pfn[k] = n.gpa >> FVM_PAGE_SHIFT;
-        if (!fvm_ram_has_page(sh->ram, pfn[k]) || (sh->ram->flags[pfn[k]] & FVM_PAGE_ABSENT))
+        if (sh->ram->flags[pfn[k]] & FVM_PAGE_ABSENT)
             continue;
         rights = rights_of(&sh->pg, &n, false);
+        if (fvm_ram_is_video(sh->ram, n.gpa))
+            rights &= ~S_X;
         if ((rights & S_W) && (!page_current(sh->ram, pfn[k]) ||
                                !fvm_rmap_add(sh, pfn[k], slot_make(sh, index + (uint64_t)(k - self)), false)))
             rights &= ~S_W;
@@ -214,20 +216,22 @@ static uint64_t settle_write(struct fvm_shadow *sh, fvm_pfn pfn, uint64_t index,
     return rights;
 }
 
-/* Fill the entry for a walk that succeeded and landed in RAM. */
+/* Fill the entry for a walk that succeeded and landed in memory; gpa is what fvm_ram_direct made of w->gpa. */
 static enum fvm_shadow_result fill(struct fvm_shadow *sh, fvm_gva va, unsigned want, const struct fvm_walk *w,
-                                   uint64_t *ret_entry)
+                                   fvm_gpa gpa, uint64_t *ret_entry)
 {
     uint64_t index = entry_index(va), old, rights, fresh;
     struct shadow_half *half = half_of(sh, index);
-    fvm_pfn pfn = w->gpa >> FVM_PAGE_SHIFT;
+    fvm_pfn pfn = gpa >> FVM_PAGE_SHIFT;
     uint8_t flags = 0;
     bool user_kx, code;
 
-    fresh = entry_make(sh, va, w->gpa, 0);
+    fresh = entry_make(sh, va, gpa, 0);
     old = half->entries[index & (HALF_ENTRIES - 1)];
     user_kx = ((want & FVM_X) && !(want & FVM_USER)) || ((old & FVM_S_KX) && (old & ~S_RIGHTS) == fresh);
     rights = rights_of(&sh->pg, w, user_kx);
+    if (fvm_ram_is_video(sh->ram, gpa))
+        rights &= ~S_X;
     if (w->pte_count && w->level)
         flags |= w->level == 1 ? TF_LARGE2M : TF_LARGE1G;
     if (half->kernel && !(w->global && sh->pg.pge))
@@ -257,6 +261,7 @@ enum fvm_shadow_result fvm_shadow_miss(struct fvm_shadow *sh, fvm_gva va, unsign
                                        fvm_gpa *ret_gpa, struct fvm_fault *fault)
 {
     struct fvm_walk w;
+    fvm_gpa gpa;
     uint64_t beyond = above_4g(sh, va);
 
     va -= beyond;
@@ -264,10 +269,10 @@ enum fvm_shadow_result fvm_shadow_miss(struct fvm_shadow *sh, fvm_gva va, unsign
         if (fvm_walk(sh->ram, &sh->pg, va, want, &w, fault))
             return FVM_SHADOW_FAULT;
     } while (!fvm_walk_set_ad(sh->ram, &sh->pg, &w, want & FVM_W));
-    *ret_gpa = w.gpa;
-    if (!fvm_ram_has_page(sh->ram, w.gpa >> FVM_PAGE_SHIFT))
+    *ret_gpa = gpa = w.gpa;
+    if (!fvm_ram_direct(sh->ram, &gpa) || ((want & FVM_X) && fvm_ram_is_video(sh->ram, gpa)))
         return FVM_SHADOW_MMIO;
-    enum fvm_shadow_result r = fill(sh, va, want, &w, ret_entry);
+    enum fvm_shadow_result r = fill(sh, va, want, &w, gpa, ret_entry);
     *ret_entry -= beyond;
     return r;
 }

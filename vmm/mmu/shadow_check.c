@@ -67,7 +67,7 @@ static bool entry_ok(const struct check *c, uint64_t index, uint64_t entry, uint
         if (!w.accessed && index < HALF_ENTRIES)
             return false;
     }
-    if (!fvm_ram_has_page(c->sh->ram, w.gpa >> FVM_PAGE_SHIFT) ||
+    if (!fvm_ram_direct(c->sh->ram, &w.gpa) || ((entry & S_X) && fvm_ram_is_video(c->sh->ram, w.gpa)) ||
         (entry & ~S_RIGHTS) + va != (uintptr_t)fvm_ram_hva(c->sh->ram, w.gpa))
         return false;
     if ((entry & S_W) && !write_right_ok(c, index, w.gpa >> FVM_PAGE_SHIFT, &w))

@@ -87,7 +87,7 @@ static int map_spaces(struct fvm_shadow *sh)
 
 static uint64_t rmap_bytes(const struct fvm_shadow *sh)
 {
-    return sh->ram->page_count * FVM_RMAP_SLOTS * sizeof(*sh->rmap);
+    return sh->ram->array_pages * FVM_RMAP_SLOTS * sizeof(*sh->rmap);
 }
 
 int fvm_shadow_create(struct fvm_ram *ram, struct fvm_shadow **ret_shadow, struct fvm_err *err)

@@ -73,7 +73,7 @@ struct fvm_shadow {
     uint32_t nonglobal_count;
     uint64_t head_used_bytes;
     uint64_t use_clock;
-    uint64_t *rmap; /* [ram->page_count * FVM_RMAP_SLOTS] */
+    uint64_t *rmap; /* [ram->array_pages * FVM_RMAP_SLOTS] */
     struct fvm_shadow_stats stats;
     struct shadow_space spaces[SPACE_COUNT];
 };
