@@ -22,7 +22,7 @@ enum { MSIX_PBA_OFFSET = 0x800, MSIX_BAR_BYTES = 0x1000, MSIX_ENTRY_MASKED = 1 }
 
 static unsigned bar_offset(unsigned index)
 {
-    return PCI_BAR0 + 4 * index;
+    return index == FVM_PCI_BARS ? PCI_ROM : PCI_BAR0 + 4 * index;
 }
 
 /* Address the BAR decodes now; UINT64_MAX: none (decoding off, unassigned, or a place where no BAR can be). */
@@ -47,6 +47,12 @@ static uint64_t bar_address(const struct fvm_pci_function *fn, unsigned index)
         limit = 1ull << 52;
         if (!(command & PCI_COMMAND_MEMORY))
             return UINT64_MAX;
+        break;
+    case FVM_PCI_BAR_ROM:
+        if (!(command & PCI_COMMAND_MEMORY) || !(base & 1))
+            return UINT64_MAX;
+        base &= ~0x7ffull;
+        limit = 1ull << 32;
         break;
     default:
         return UINT64_MAX;
@@ -74,7 +80,7 @@ static void unmap(struct fvm_pci_function *fn, struct fvm_pci_bar *bar)
 
 static void remap(struct fvm_pci_function *fn)
 {
-    for (unsigned i = 0; i < FVM_PCI_BARS; i++) {
+    for (unsigned i = 0; i <= FVM_PCI_BARS; i++) {
         struct fvm_pci_bar *bar = &fn->bar[i];
         uint64_t base = bar_address(fn, i);
 
@@ -112,6 +118,35 @@ void fvm_pci_bar_add(struct fvm_pci_function *fn, unsigned index, enum fvm_pci_b
     if (kind == FVM_PCI_BAR_MEM64)
         pci_put32(fn->writable, bar_offset(index + 1), 0xffffffffu);
     fn->writable[PCI_COMMAND] |= kind == FVM_PCI_BAR_IO ? PCI_COMMAND_IO : PCI_COMMAND_MEMORY;
+}
+
+/* ---- expansion ROM ---- */
+
+static uint64_t rom_read(void *ctx, uint64_t offset, unsigned size)
+{
+    const struct fvm_pci_function *fn = ctx;
+    uint64_t value = 0;
+
+    for (unsigned i = 0; i < size; i++)
+        value |= (uint64_t)(offset + i < fn->rom_bytes ? fn->rom[offset + i] : 0xff) << (8 * i);
+    return value;
+}
+
+static const struct fvm_bus_ops rom_ops = {.read = rom_read};
+
+void fvm_pci_rom_add(struct fvm_pci_function *fn, const uint8_t *rom, uint32_t rom_bytes)
+{
+    uint64_t len = FVM_PAGE_SIZE;
+
+    fvm_assert(!fn->initial_taken && !fn->rom && rom_bytes <= 1u << 20);
+    while (len < rom_bytes)
+        len <<= 1;
+    fn->rom = rom;
+    fn->rom_bytes = rom_bytes;
+    fn->bar[FVM_PCI_BARS] =
+        (struct fvm_pci_bar){.kind = FVM_PCI_BAR_ROM, .len_bytes = len, .ops = &rom_ops, .ctx = fn, .name = "rom"};
+    pci_put32(fn->writable, PCI_ROM, (uint32_t)~(len - 1) | 1);
+    fn->writable[PCI_COMMAND] |= PCI_COMMAND_MEMORY;
 }
 
 /* ---- capabilities ---- */
@@ -392,7 +427,7 @@ void fvm_pci_function_fini(struct fvm_pci_function *fn)
 {
     if (!fn->host)
         return;
-    for (unsigned i = 0; i < FVM_PCI_BARS; i++)
+    for (unsigned i = 0; i <= FVM_PCI_BARS; i++)
         unmap(fn, &fn->bar[i]);
     fn->host->at[fn->id.slot][fn->id.function] = NULL;
     if (fn->intx_driven)

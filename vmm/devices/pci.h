@@ -43,7 +43,8 @@ enum fvm_pci_bar_kind {
     FVM_PCI_BAR_NONE,
     FVM_PCI_BAR_IO,
     FVM_PCI_BAR_MEM32,
-    FVM_PCI_BAR_MEM64 /* takes index and index + 1 */
+    FVM_PCI_BAR_MEM64, /* takes index and index + 1 */
+    FVM_PCI_BAR_ROM    /* expansion ROM: fvm_pci_rom_add */
 };
 
 struct fvm_pci_host;
@@ -92,7 +93,9 @@ struct fvm_pci_function { /* embedded in the chip; fields are pci.c's, but confi
     uint8_t initial[FVM_PCI_CONFIG_BYTES];  /* what reset goes back to */
     uint8_t writable[FVM_PCI_CONFIG_BYTES]; /* mask of bits the guest can write */
     uint8_t w1c[FVM_PCI_CONFIG_BYTES];      /* bits cleared by writing one */
-    struct fvm_pci_bar bar[FVM_PCI_BARS];
+    struct fvm_pci_bar bar[FVM_PCI_BARS + 1]; /* the last: expansion ROM */
+    const uint8_t *rom;          /* borrowed */
+    uint32_t rom_bytes;
     unsigned cap_next, cap_last; /* offsets: free space, last capability */
     bool intx_level;             /* as the chip wants it, before INTX_DISABLE */
     bool intx_driven;            /* as the link sees it */
@@ -114,6 +117,8 @@ void fvm_pci_function_fini(struct fvm_pci_function *fn);
  * least 4). */
 void fvm_pci_bar_add(struct fvm_pci_function *fn, unsigned index, enum fvm_pci_bar_kind kind, uint64_t len_bytes,
                      const struct fvm_bus_ops *ops, void *ctx, const char *name);
+/** An expansion ROM, shown to whoever enables its base address register. `rom` is borrowed; at most 1 MiB. */
+void fvm_pci_rom_add(struct fvm_pci_function *fn, const uint8_t *rom, uint32_t rom_bytes);
 /**
  * Append a capability: `body` is what follows the id and next bytes (body[0] lands at offset + 2). Returns its offset
  * in config space; make bits writable with fvm_pci_config_writable.

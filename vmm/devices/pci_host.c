@@ -137,7 +137,7 @@ static void assign_function(struct fvm_pci_function *fn, uint64_t *mmio, uint64_
 
 void fvm_pci_host_assign(struct fvm_pci_host *host)
 {
-    uint64_t mmio = FVM_PCI_MMIO32_BASE + 0x3e000000; /* fe000000: high in the window, small BARs only */
+    uint64_t mmio = FVM_PCI_MMIO32_BASE + 0x3c000000; /* fc000000: high in the window; small BARs and video memory */
     uint64_t io = FVM_PCI_IO_BASE;
 
     for (unsigned i = FVM_PCI_FUNCTIONS; i < FVM_PCI_SLOTS * FVM_PCI_FUNCTIONS; i++)
