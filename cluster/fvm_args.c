@@ -18,7 +18,7 @@ static const char room[] = "args";
 enum { /* options without a letter */
     O_KERNEL = 256, O_INITRD, O_APPEND, O_MEMORY, O_CPUS, O_CPU, O_DISK, O_CDROM, O_MACHINE, O_BOOT, O_NET, O_SERIAL, O_CONSOLE, O_CONTROL, O_NAME,
     O_STATS, O_INCOMING, O_PAUSED, O_TRACE, O_TRACE_FILE, O_SINGLE_BLOCK, O_SINGLE_INSN, O_LOG_LEVEL, O_ON_RESET,
-    O_SANDBOX, O_ID, O_TSC_KHZ, O_NO_RNG, O_JSON, O_TIMEOUT,
+    O_SANDBOX, O_ID, O_TSC_KHZ, O_NO_RNG, O_JSON, O_TIMEOUT, O_VGA, O_DISPLAY,
 };
 
 static const struct argp_option run_options[] = {
@@ -40,6 +40,7 @@ static const struct argp_option run_options[] = {
      "a network card; may be repeated", 0},
     {"serial", O_SERIAL, "stdio|file:F|unix:F|none", 0, "where COM1 goes (default stdio)", 0},
     {"console", O_CONSOLE, "stdio|file:F|unix:F|none", 0, "a virtio console (default none)", 0},
+    {"vga", O_VGA, "std|none", 0, "display adapter (default std)", 0},
     {"no-rng", O_NO_RNG, 0, 0, "no virtio random number generator", 0},
     {"on-reset", O_ON_RESET, "reset|stop", 0, "what a reset by the guest does (default reset)", 0},
     {"name", O_NAME, "NAME", 0, "name in messages (default vm)", 0},
@@ -47,6 +48,8 @@ static const struct argp_option run_options[] = {
     {"tsc-khz", O_TSC_KHZ, "KHZ", 0, "frequency of the guest's TSC (default the host's)", 0},
     {0, 0, 0, 0, "Control:", 3},
     {"control", O_CONTROL, "unix:F", 0, "socket for fvm status, pause, resume, quit...", 0},
+    {"display", O_DISPLAY, "none|vnc=[ADDR:]PORT|unix:F[,password-file=F]", 0,
+     "show the screen to VNC clients (default none; see also fvm screenshot)", 0},
     {"incoming", O_INCOMING, "ADDR", 0, "wait for a guest to move in instead of booting", 0},
     {"paused", O_PAUSED, 0, 0, "do not run before fvm resume", 0},
     {"sandbox", O_SANDBOX, "on|off|log", 0, "system call filter and privilege drop (default on)", 0},
@@ -131,6 +134,33 @@ static int parse_sandbox(struct parse *p, const char *text)
     return 0;
 }
 
+static int parse_display(struct parse *p, const char *text)
+{
+    struct fvm_run_options *o = p->run;
+    const char *cursor = text;
+    int r = 0;
+    free(o->vnc);
+    free(o->vnc_password_file);
+    o->vnc = o->vnc_password_file = NULL;
+    if (!strcmp(text, "none"))
+        return 0;
+    while (!r && cursor) {
+        char *item = fvm_config_next_item(&cursor);
+        if (!item)
+            r = fvm_err_set(p->err, FVM_ENOMEM, 0, room, "out of memory");
+        else if (!o->vnc && !strncmp(item, "vnc=", 4) && item[4])
+            r = set(p, &o->vnc, item + 4);
+        else if (o->vnc && !strncmp(item, "password-file=", 14) && item[14])
+            r = set(p, &o->vnc_password_file, item + 14);
+        else
+            r = fvm_err_set(p->err, FVM_EINVAL, 0, room,
+                            "--display %.60s: write none, vnc=PORT, vnc=ADDR:PORT or vnc=unix:F, then ,password-file=F",
+                            text);
+        free(item);
+    }
+    return r;
+}
+
 static int parse_char(struct parse *p, char **field, const char *text)
 {
     int r = fvm_char_check_spec(text, p->err);
@@ -177,6 +207,7 @@ static int machine_option(struct parse *p, int key, const char *arg)
     case O_TSC_KHZ: return parse_number(p, "tsc-khz", arg, 100000, 20000000, &c->tsc_khz);
     case O_CONTROL: return parse_control(p, arg);
     case O_NO_RNG: c->rng = false; return 0;
+    case O_VGA: return set(p, &c->vga, arg);
     default: return 1;
     }
 }
@@ -193,6 +224,7 @@ static int run_option(struct parse *p, int key, const char *arg)
     case O_SINGLE_BLOCK: o->single_block = true; return 0;
     case O_SINGLE_INSN: o->single_insn = true; return 0;
     case O_SANDBOX: return parse_sandbox(p, arg);
+    case O_DISPLAY: return parse_display(p, arg);
     case O_LOG_LEVEL:
         if (!fvm_log_parse_level(arg, &o->log_level))
             return fvm_err_set(p->err, FVM_EINVAL, 0, room, "--log-level %.20s: error, warn, info or debug", arg);
@@ -276,6 +308,9 @@ int fvm_args_parse_run(int argc, char **argv, struct fvm_run_options *ret, struc
 void fvm_args_free(struct fvm_run_options *options)
 {
     fvm_config_free(&options->config);
+    free(options->vnc);
+    free(options->vnc_password_file);
+    options->vnc = options->vnc_password_file = NULL;
 }
 
 /* ---- commands for a running VM ---- */

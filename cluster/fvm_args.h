@@ -16,6 +16,7 @@ struct fvm_run_options {
     const char *incoming;         /* address to wait for a migration at, or NULL; borrowed from argv */
     const char *trace_file;       /* or NULL: stderr */
     unsigned trace;               /* FVM_TRACE_* */
+    char *vnc, *vnc_password_file; /* owned; NULL: none */
     bool stats, paused, single_block, single_insn;
     enum fvm_sandbox_mode sandbox;
     enum fvm_log_level log_level;

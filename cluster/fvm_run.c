@@ -13,6 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "cluster/fvm_display.h"
 #include "cluster/fvm_migrate.h"
 #include "cluster/fvm_sandbox.h"
 #include "vmm/vm_unix.h"
@@ -153,7 +154,7 @@ static int make_control(struct fvm_run *run, struct fvm_err *err)
                    ? fvm_err_set(err, FVM_EINVAL, 0, "run", "--incoming needs --control: there it is told who comes")
                    : 0;
     int r = fvm_control_create(run->loop, path, &run->control, err);
-    if (!r && (fvm_commands_register(run) || fvm_migrate_register(run)))
+    if (!r && (fvm_commands_register(run) || fvm_migrate_register(run) || fvm_display_register(run)))
         r = fvm_err_set(err, FVM_EINTERNAL, 0, "run", "cannot register the commands");
     return r;
 }
@@ -166,7 +167,9 @@ static int make_vm(struct fvm_run *run, struct fvm_err *err)
         fvm_terminal_raw();
     }
     int r = run->options.incoming ? 0 : fvm_run_make_vm(run, c, err);
-    return r ? r : make_control(run, err);
+    if (!r)
+        r = make_control(run, err);
+    return r ? r : fvm_display_open(run, err);
 }
 
 static int start_vm(struct fvm_run *run, struct fvm_err *err)
@@ -218,6 +221,7 @@ static void close_all(struct fvm_run *run)
 {
     limit_ending(run);
     fvm_migrate_close(run);
+    fvm_display_close(run);
     if (run->control)
         fvm_control_flush(run->control, 200);
     if (run->vm && fvm_vm_get_state(run->vm) == FVM_VM_RUNNING)

@@ -13,6 +13,7 @@
 #include "vmm/vm.h"
 
 struct fvm_run_migration;
+struct fvm_run_display;
 
 struct fvm_run { /* main thread */
     struct fvm_run_options options;
@@ -20,6 +21,7 @@ struct fvm_run { /* main thread */
     struct fvm_vm *vm;           /* NULL: --incoming, and no guest has come */
     struct fvm_control *control; /* NULL: no --control */
     struct fvm_run_migration *migration; /* fvm_migrate.c; NULL: never asked for */
+    struct fvm_run_display *display; /* fvm_display.c; NULL: never asked for */
     FILE *trace;                 /* owned, or NULL */
     struct fvm_terminal_escape escape;
     bool terminal;               /* stdin is a terminal and the guest's */

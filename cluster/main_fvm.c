@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "cluster/fvm_display.h"
 #include "cluster/fvm_migrate.h"
 
 const char *argp_program_version = "fvm " FVM_VERSION;
@@ -18,6 +19,9 @@ static void usage(FILE *out)
           "  run        Boot a machine: fvm run --kernel FILE [--initrd FILE] [--append TEXT]\n",
           out);
     fputs("  migrate    Move a running guest: fvm migrate --control unix:A --to unix:B\n", out);
+    fputs("  screenshot Save what the guest shows as a PNG file, or print its text\n"
+          "  sendkey    Press keys, as ctrl-alt-f2\n"
+          "  type       Type a text on the guest's keyboard\n", out);
     fvm_client_list(out);
     fputs("\nfvm COMMAND --help tells the options of each. Full description: man fvm\n", out);
 }
@@ -58,7 +62,9 @@ int main(int argc, char **argv)
         argv[1] = name;
         return fvm_migrate_client_main(argc - 1, argv + 1);
     }
-    int status = fvm_client_main(argc, argv);
+    int status = fvm_display_client_main(argc, argv);
+    if (status < 0)
+        status = fvm_client_main(argc, argv);
     if (status >= 0)
         return status;
     fprintf(stderr, "fvm: command \"%.40s\" is unknown; fvm --help lists them\n", argv[1]);

@@ -98,6 +98,8 @@ static void add_machine(struct args *a, const Fvm__VmConfig *c, const char *swit
         add(a, "--cpu=%s", c->cpu_model);
     if (c->tsc_khz)
         add(a, "--tsc-khz=%u", c->tsc_khz);
+    if (strcmp(c->vga, "std") != 0)
+        add(a, "--vga=none");
     if (!c->rng)
         add(a, "--no-rng");
     if (c->on_reset[0])

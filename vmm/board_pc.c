@@ -28,10 +28,11 @@
 #include "vmm/devices/pci.h"
 #include "vmm/devices/piix3.h"
 #include "vmm/devices/piix_ide.h"
+#include "vmm/devices/vga.h"
 #include "vmm/devices/virtio/virtio.h"
 
 enum { DEVICES_MAX = 24 + FVM_BOARD_DISKS_MAX + FVM_BOARD_NETS_MAX };
-enum { SLOT_SOUTH = 1, FIRST_SLOT_VIRTIO = 1, FIRST_SLOT_PC = 3 };
+enum { SLOT_SOUTH = 1, FIRST_SLOT_VIRTIO = 1, FIRST_SLOT_PC = 3, SLOT_VGA_PC = 2, SLOT_VGA = 31 };
 enum { LINE_TIMER = 2, LINE_COM1 = 4, LINE_RTC = 8, LINE_SCI = 9 }; /* PCI: 10 and 11, see fvm_pci_irq */
 enum { PORT_COM1 = 0x3f8 };
 
@@ -40,7 +41,7 @@ struct fvm_board_pc {
     const struct fvm_board_pc_config *config; /* during create only */
     struct fvm_device *devices[DEVICES_MAX];
     unsigned count;
-    struct fvm_device *lapic, *i8259, *serial, *pci, *console;
+    struct fvm_device *lapic, *i8259, *serial, *pci, *console, *i8042, *vga;
     uint8_t next_slot;
 };
 
@@ -88,7 +89,10 @@ static int create_serial(struct fvm_board_pc *pc, struct fvm_device **ret)
 
 static int create_i8042(struct fvm_board_pc *pc, struct fvm_device **ret)
 {
-    return fvm_i8042_create(pc->board, ret);
+    int r = fvm_i8042_create(pc->board, ret);
+
+    pc->i8042 = *ret;
+    return r;
 }
 
 static int create_debug_exit(struct fvm_board_pc *pc, struct fvm_device **ret)
@@ -150,7 +154,7 @@ static const struct {
     {"i8254", false, create_i8254},           /*    40..43, 61                line 2 (ISA IRQ 0) */
     {"mc146818", false, create_mc146818},     /*    70, 71                    line 8 */
     {"ns16550a", false, create_serial},       /*    3f8                       line 4 */
-    {"i8042", false, create_i8042},           /*    60, 64, 92                none */
+    {"i8042", false, create_i8042},           /*    60, 64, 92                lines 1, 12 */
     {"debug_exit", false, create_debug_exit}, /*    f4                        none */
     {"pci_host", false, create_pci_host},     /*    cf8, cfc; slot 0          10, 11 for its functions */
     {"acpi_pm", false, create_acpi_pm},       /*    600..63f, cf9             line 9 (SCI) */
@@ -204,6 +208,17 @@ static int add_virtio(struct fvm_board_pc *pc, struct fvm_err *err)
     return r;
 }
 
+static int add_vga(struct fvm_board_pc *pc, struct fvm_err *err)
+{
+    const struct fvm_board_pc_config *c = pc->config;
+    int r;
+
+    if (!c->vga)
+        return 0;
+    r = fvm_vga_create(pc->board, fvm_pci_host_of(pc->pci), c->full ? SLOT_VGA_PC : SLOT_VGA, c->vga_rom, c->vga_rom_bytes, &pc->vga);
+    return add(pc, r, pc->vga, "vga", err);
+}
+
 /* ---- lifecycle ---- */
 
 int fvm_board_pc_create(struct fvm_board *board, const struct fvm_board_pc_config *config, struct fvm_board_pc **ret_pc,
@@ -234,6 +249,8 @@ int fvm_board_pc_create(struct fvm_board *board, const struct fvm_board_pc_confi
     }
     if (!r)
         r = add_virtio(pc, err);
+    if (!r)
+        r = add_vga(pc, err);
     pc->config = NULL;
     if (r) {
         fvm_board_pc_destroy(&pc);
@@ -296,6 +313,16 @@ struct fvm_device *fvm_board_pc_device(const struct fvm_board_pc *pc, const char
         if (!strcmp(pc->devices[i]->instance, instance))
             return pc->devices[i];
     return NULL;
+}
+
+struct fvm_device *fvm_board_pc_vga(const struct fvm_board_pc *pc)
+{
+    return pc->vga;
+}
+
+struct fvm_device *fvm_board_pc_i8042(const struct fvm_board_pc *pc)
+{
+    return pc->i8042;
 }
 
 /* ---- state ---- */

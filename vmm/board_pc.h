@@ -39,10 +39,13 @@ struct fvm_board_pc_config {
     struct fvm_serial_backend console;
     bool rng;
     bool balloon;
+    bool vga;                          /* display adapter */
+    const uint8_t *vga_rom;            /* its BIOS, borrowed; may be NULL */
+    uint32_t vga_rom_bytes;
 };
 
 /** Makes the chips in the table's order, then disk controllers, then the virtio devices: disks, nets, console, rng,
- * balloon. `board` is borrowed. */
+ * balloon; the display adapter. `board` is borrowed. */
 int fvm_board_pc_create(struct fvm_board *board, const struct fvm_board_pc_config *config, struct fvm_board_pc **ret_pc,
                         struct fvm_err *err);
 void fvm_board_pc_destroy(struct fvm_board_pc **pc_p);
@@ -62,6 +65,10 @@ int fvm_board_pc_save(struct fvm_board_pc *pc, Fvm__DevicesState **ret);
 int fvm_board_pc_check(struct fvm_board_pc *pc, const Fvm__DevicesState *state, struct fvm_err *err);
 /** After check said 0. */
 void fvm_board_pc_restore(struct fvm_board_pc *pc, const Fvm__DevicesState *state);
+
+/** The display adapter, NULL: none; the keyboard controller. */
+struct fvm_device *fvm_board_pc_vga(const struct fvm_board_pc *pc);
+struct fvm_device *fvm_board_pc_i8042(const struct fvm_board_pc *pc);
 
 /** COM1 and virtio-console: see ns16550a.h for the flow control. Console calls without a console take everything. */
 size_t fvm_board_pc_serial_input(struct fvm_board_pc *pc, const uint8_t *bytes, size_t len);

@@ -210,6 +210,32 @@ static enum fvm_board_pc_interface disk_interface(const Fvm__DiskConfig *disk)
     return !strcmp(disk->interface, "ide") || disk->cdrom ? FVM_BOARD_IDE : FVM_BOARD_VIRTIO;
 }
 
+/* Debian's package seabios has it. Without, the adapter has no font until the guest loads one, and no int 10h. */
+#define VGA_BIOS "/usr/share/seabios/vgabios-stdvga.bin"
+#define VGA_BIOS_MAX (256u << 10)
+
+static void open_vga_rom(struct fvm_vm *vm)
+{
+    struct fvm_err err = {0};
+    struct fvm_boot_image image = {0};
+    if (fvm_boot_image_open(VGA_BIOS, &image, &err)) {
+        fvm_log(INFO, "vm.no-vga-bios", "vm=%s %s", vm->config->name, err.text);
+        return;
+    }
+    if (image.len <= VGA_BIOS_MAX)
+        vm->vga_rom = image;
+    else
+        fvm_boot_image_close(&image);
+}
+
+/* Board lock held: the display adapter moved its memory. */
+static void on_window(void *ctx)
+{
+    struct fvm_vm *vm = ctx;
+    for (unsigned i = 0; i < vm->vcpu_count; i++)
+        fvm_vcpu_request(vm->vcpus[i], FVM_REQ_FLUSH);
+}
+
 static int make_board(struct fvm_vm *vm, struct fvm_err *err)
 {
     const Fvm__VmConfig *config = vm->config;
@@ -223,6 +249,13 @@ static int make_board(struct fvm_vm *vm, struct fvm_err *err)
                                    .debug_exit = ask_debug_exit, .ctx = vm};
     pc.full = fvm_config_is_pc(config);
     pc.serial = fvm_char_backend(vm->serial);
+    pc.vga = !strcmp(config->vga, "std");
+    if (pc.vga)
+        open_vga_rom(vm);
+    pc.vga_rom = vm->vga_rom.bytes;
+    pc.vga_rom_bytes = (uint32_t)vm->vga_rom.len;
+    vm->ram->window_hook = on_window;
+    vm->ram->window_hook_ctx = vm;
     pc.has_console = vm->console != NULL;
     if (vm->console)
         pc.console = fvm_char_backend(vm->console);
@@ -338,6 +371,8 @@ void fvm_vm_destroy(struct fvm_vm **vm_p)
         fvm_vcpu_stop_thread(vm->vcpus[i]);
     if (vm->pc)
         fvm_board_pc_destroy(&vm->pc);
+    if (vm->vga_rom.path)
+        fvm_boot_image_close(&vm->vga_rom);
     for (unsigned i = 0; i < vm->vcpu_count; i++)
         fvm_vcpu_destroy(&vm->vcpus[i]);
     if (vm->engine)

@@ -56,6 +56,17 @@ uint64_t fvm_vm_cpu_ns(const struct fvm_vm *vm);
 void fvm_vm_stats(const struct fvm_vm *vm, FILE *out); /* --stats */
 void fvm_vm_dump(struct fvm_vm *vm, FILE *out);
 
+/* --- screen and keys: loop's thread, board lock held or not. FVM_ENOENT: no such device --- */
+struct fvm_surface;
+int fvm_vm_screen(struct fvm_vm *vm, struct fvm_surface *ret);
+/** Characters of a text mode, malloc'd; FVM_ESTATE in a graphics mode. */
+int fvm_vm_screen_text(struct fvm_vm *vm, char **ret);
+/** Numbers of vmm/devices/ps2.h. */
+int fvm_vm_key(struct fvm_vm *vm, unsigned key, bool down);
+bool fvm_vm_key_room(struct fvm_vm *vm);
+int fvm_vm_mouse(struct fvm_vm *vm, int dx, int dy, int dz, unsigned buttons);
+unsigned fvm_vm_leds(struct fvm_vm *vm);
+
 /* --- state, all while PAUSED (or CREATED for check/restore) --- */
 /** Every vCPU and the clock: a packed-ready message; free with fvm__cpus_state__free_unpacked(m, NULL). */
 int fvm_vm_save_cpus(struct fvm_vm *vm, Fvm__CpusState **ret);

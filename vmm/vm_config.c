@@ -41,7 +41,8 @@ Fvm__VmConfig *fvm_config_new(void)
     config->id.data = malloc(16);
     config->id.len = config->id.data ? 16 : 0;
     if (!config->id.data || getrandom(config->id.data, 16, 0) != 16 || fvm_config_set(&config->name, "vm") ||
-        fvm_config_set(&config->serial, "none") || fvm_config_set(&config->on_reset, "reset"))
+        fvm_config_set(&config->serial, "none") || fvm_config_set(&config->on_reset, "reset") ||
+        fvm_config_set(&config->vga, "std"))
         fvm_config_free(&config);
     return config;
 }
@@ -262,6 +263,8 @@ int fvm_config_check(const Fvm__VmConfig *config, bool files, struct fvm_err *er
                         strlen(config->append), FVM_CONFIG_APPEND_MAX);
     if (!r && config->on_reset[0] && strcmp(config->on_reset, "reset") != 0 && strcmp(config->on_reset, "stop") != 0)
         r = fvm_err_set(err, FVM_EINVAL, 0, room, "on_reset \"%.20s\": reset or stop", config->on_reset);
+    if (!r && config->vga[0] && strcmp(config->vga, "std") != 0 && strcmp(config->vga, "none") != 0)
+        r = fvm_err_set(err, FVM_EINVAL, 0, room, "display adapter \"%.20s\": std or none", config->vga);
     if (!r && config->tsc_khz && (config->tsc_khz < 100000 || config->tsc_khz > 20000000))
         r = fvm_err_set(err, FVM_EINVAL, 0, room, "TSC frequency of %u kHz is not plausible", config->tsc_khz);
     if (!r)

@@ -22,7 +22,7 @@
 #define FVM_CONFIG_APPEND_MAX 2047 /* what a Linux kernel takes (COMMAND_LINE_SIZE) */
 #define FVM_CONFIG_SERIAL_MAX 20   /* virtio-blk's identification string */
 
-/** Defaults: name "vm", 1 GiB, 1 CPU, random id, serial "none", rng, on_reset "reset". NULL: out of memory. */
+/** Defaults: name "vm", 1 GiB, 1 CPU, random id, serial "none", rng, on_reset "reset", vga "std". NULL: out of memory. */
 Fvm__VmConfig *fvm_config_new(void);
 void fvm_config_free(Fvm__VmConfig **config_p);
 /** A deep copy; NULL: out of memory. */
@@ -32,6 +32,8 @@ int fvm_config_set(char **field, const char *text);
 
 /** "1G", "512M", "64K", "4096": bytes, powers of 1024; "1.5G" and negative numbers are refused. */
 int fvm_config_parse_bytes(const char *text, uint64_t *ret_bytes, struct fvm_err *err);
+/** Next item of "a,b=c,d" (",," is a comma), malloc'd; *cursor is NULL after the last. NULL: no memory. */
+char *fvm_config_next_item(const char **cursor);
 /** "F[,if=virtio|ide|ahci][,readonly][,format=raw][,serial=S]". A comma in a file's name is written ",,". */
 int fvm_config_add_disk(Fvm__VmConfig *config, const char *spec, struct fvm_err *err);
 /** "F[,if=ide|ahci][,serial=S]": a CD-ROM drive with the image F in it. */

@@ -5,8 +5,6 @@
 #include "base/types.h"
 #include "vmm/vm_config.h"
 
-/** Next item of "a,b=c,d" (",," is a comma), malloc'd; *cursor is NULL after the last. NULL: no memory. */
-char *fvm_config_next_item(const char **cursor);
 /** machine, boot order, and where disks and cards are attached. */
 int fvm_config_check_machine(const Fvm__VmConfig *config, struct fvm_err *err);
 int fvm_config_check_nets(const Fvm__VmConfig *config, struct fvm_err *err);

@@ -1,4 +1,4 @@
-/* vm_internal.h - struct fvm_vm, shared by vm.c, vm_run.c, vm_state.c, vm_report.c only. */
+/* vm_internal.h - struct fvm_vm, shared by vm.c, vm_run.c, vm_state.c, vm_report.c, vm_screen.c only. */
 #ifndef FVM_VMM_VM_INTERNAL_H
 #define FVM_VMM_VM_INTERNAL_H
 
@@ -11,6 +11,7 @@
 #include "vmm/board_pc.h"
 #include "vmm/cpu/cpuid.h"
 #include "vmm/cpu/system.h"
+#include "vmm/firmware/boot.h"
 #include "vmm/vm.h"
 #include "vmm/vm_char.h"
 #include "vmm/vm_config.h"
@@ -41,6 +42,7 @@ struct fvm_vm { /* owner: the loop's thread; other threads hold op_lock */
     struct fvm_net *nets[FVM_CONFIG_NETS_MAX];
     uint8_t macs[FVM_CONFIG_NETS_MAX][6];
     unsigned net_count;
+    struct fvm_boot_image vga_rom; /* open: path not NULL */
     struct fvm_board board;
     struct fvm_board_pc *pc;
     struct fvm_engine *engine;

@@ -227,7 +227,8 @@ static int boot_locked(struct fvm_vm *vm, struct fvm_err *err)
                                              .append = config->append,
                                              .cpu_count = vm->vcpu_count,
                                              .pci_mmio64_base = fvm_pci_mmio64_base(vm->ram),
-                                             .pci_mmio64_bytes = FVM_PCI_MMIO64_BYTES};
+                                             .pci_mmio64_bytes = FVM_PCI_MMIO64_BYTES,
+                                             .vga = fvm_board_pc_vga(vm->pc) != NULL};
     struct fvm_boot_state start;
     fvm_bus_lock(vm->bus);
     fvm_board_pc_reset(vm->pc);

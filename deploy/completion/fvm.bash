@@ -8,7 +8,7 @@ _fvm() {
     fi
     command=${words[1]}
     if [ "$cword" -eq 1 ]; then
-        COMPREPLY=($(compgen -W 'run status pause resume powerdown quit dump stats migrate --help --version' -- "$cur"))
+        COMPREPLY=($(compgen -W 'run status pause resume powerdown quit dump stats migrate screenshot sendkey type --help --version' -- "$cur"))
         return
     fi
     case $prev in
@@ -22,6 +22,8 @@ _fvm() {
         esac
         return
         ;;
+    --vga) COMPREPLY=($(compgen -W 'std none' -- "$cur")) && return ;;
+    --display) COMPREPLY=($(compgen -W 'none vnc=' -- "$cur")) && return ;;
     --cpu) COMPREPLY=($(compgen -W 'fvm64-v1 fvm64-v2 fvm64-v3' -- "$cur")) && return ;;
     --machine) COMPREPLY=($(compgen -W 'pc virtio' -- "$cur")) && return ;;
     --boot) COMPREPLY=($(compgen -W 'disk cdrom net disk,cdrom,net cdrom,disk' -- "$cur")) && return ;;

@@ -15,7 +15,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     const struct fvm_boot_image image = {.bytes = copy, .len = size, .path = "image"};
     if (fvm_ram_create(32 << 20, &ram, &err) == 0) {
         if (fvm_linux_is_kernel(&image))
-            (void)fvm_linux_load(ram, &image, NULL, "console=ttyS0", &state, &err);
+            (void)fvm_linux_load(ram, &image, NULL, "console=ttyS0", true, &state, &err);
         if (fvm_multiboot_is_kernel(&image))
             (void)fvm_multiboot_load(ram, &image, NULL, 0, "x", &state, &err);
         (void)fvm_boot_image_guess(&image);

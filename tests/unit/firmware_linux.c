@@ -54,7 +54,7 @@ static int load(uint64_t ram_bytes, const struct fvm_boot_image *initrd, const c
     memset(err, 0, sizeof(*err));
     fvm_ram_destroy(&ram);
     CU_ASSERT_EQUAL_FATAL(fvm_ram_create(ram_bytes, &ram, NULL), 0);
-    return fvm_linux_load(ram, &k, initrd, append, state, err);
+    return fvm_linux_load(ram, &k, initrd, append, false, state, err);
 }
 
 static uint64_t zp(unsigned at, unsigned bytes)
@@ -185,7 +185,7 @@ static void test_refusals(void)
     refused(load(64 << 20, NULL, "", &s, &err), &err, "truncated");
     make_kernel();
     k = image(file, 0x220, "short");
-    refused(fvm_linux_load(ram, &k, NULL, "", &s, &err), &err, "truncated");
+    refused(fvm_linux_load(ram, &k, NULL, "", false, &s, &err), &err, "truncated");
     make_kernel();
     put(0x1f4, (FILE_BYTES - SETUP) / 16 + 1, 4);
     refused(load(64 << 20, NULL, "", &s, &err), &err, "truncated");
@@ -288,7 +288,7 @@ static void test_hostile_headers(void)
         k = image(file, i % 7 ? sizeof(file) : (rng >> 40) % sizeof(file), "kernel");
         if (!fvm_linux_is_kernel(&k))
             continue;
-        if (fvm_linux_load(ram, &k, &initrd, "a b", &s, &err) == 0) {
+        if (fvm_linux_load(ram, &k, &initrd, "a b", true, &s, &err) == 0) {
             loaded++;
             CU_ASSERT_TRUE(fvm_ram_contains(ram, s.rip, 1));
         } else {

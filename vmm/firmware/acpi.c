@@ -108,6 +108,8 @@ static void dsdt_pci(struct fvm_aml *a, const struct fvm_acpi_config *config)
     fvm_aml_io(a, 0xcf8, 8);
     fvm_aml_io_range(a, 0x0000, 0x0cf7);
     fvm_aml_io_range(a, 0x0d00, 0xffff);
+    if (config->vga)
+        fvm_aml_memory32_range(a, 0xa0000, 0xbffff);
     fvm_aml_memory32_range(a, MMIO32_FIRST, MMIO32_LAST);
     if (config->pci_mmio64_bytes)
         fvm_aml_memory64_range(a, config->pci_mmio64_base, config->pci_mmio64_base + config->pci_mmio64_bytes - 1);
@@ -126,9 +128,24 @@ static void dsdt_isa_device(struct fvm_aml *a, const char *name, const char *id,
     fvm_aml_name(a, "_UID");
     fvm_aml_integer(a, uid);
     crs = fvm_aml_resources(a);
-    fvm_aml_io(a, port, len);
+    if (len)
+        fvm_aml_io(a, port, len);
     if (irq >= 0)
         fvm_aml_irq(a, (unsigned)irq);
+    fvm_aml_resources_end(a, crs);
+    fvm_aml_end(a, device);
+}
+
+static void dsdt_keyboard(struct fvm_aml *a)
+{
+    size_t device = fvm_aml_device(a, "KBD_"), crs;
+
+    fvm_aml_name(a, "_HID");
+    fvm_aml_eisaid(a, "PNP0303");
+    crs = fvm_aml_resources(a);
+    fvm_aml_io(a, 0x60, 1);
+    fvm_aml_io(a, 0x64, 1);
+    fvm_aml_irq(a, 1);
     fvm_aml_resources_end(a, crs);
     fvm_aml_end(a, device);
 }
@@ -170,6 +187,8 @@ static uint32_t place_dsdt(struct tables *t, const struct fvm_acpi_config *confi
     dsdt_pci(&a, config);
     dsdt_isa_device(&a, "COM1", "PNP0501", 1, 0x3f8, 8, 4);
     dsdt_isa_device(&a, "RTC_", "PNP0B00", 0, 0x70, 2, 8);
+    dsdt_keyboard(&a);
+    dsdt_isa_device(&a, "MOU_", "PNP0F13", 0, 0, 0, 12);
     dsdt_isa_device(&a, "MBRD", "PNP0C02", 0, PM_BASE, 0x40, -1);
     dsdt_processors(&a, config->cpu_count);
     fvm_aml_end(&a, scope);
@@ -189,7 +208,7 @@ static void address(uint8_t *p, unsigned at, uint16_t port, uint8_t bits, uint8_
     put(p, at + 4, port, 8);
 }
 
-static uint32_t place_fadt(struct tables *t, uint32_t facs, uint32_t dsdt)
+static uint32_t place_fadt(struct tables *t, const struct fvm_acpi_config *config, uint32_t facs, uint32_t dsdt)
 {
     uint8_t p[FADT_BYTES] = {0};
 
@@ -207,7 +226,7 @@ static uint32_t place_fadt(struct tables *t, uint32_t facs, uint32_t dsdt)
     put(p, 96, 0xfff, 2);  /* no C2 */
     put(p, 98, 0xfff, 2);  /* no C3 */
     p[108] = CMOS_CENTURY;
-    put(p, 109, 0x0005, 2); /* legacy devices; no VGA */
+    put(p, 109, config->vga ? 0x0003 : 0x0007, 2); /* legacy devices, 8042; VGA or not */
     put(p, 112, 1 << 0 | 1 << 2 | 1 << 5 | 1 << 6 | 1 << 10,
         4); /* WBINVD, C1, no sleep button, RTC not fixed, reset register */
     address(p, 116, RESET_PORT, 8, 1);
@@ -284,7 +303,7 @@ int fvm_acpi_install(struct fvm_ram *ram, const struct fvm_acpi_config *config, 
     struct tables t = {.ram = ram, .next = FVM_BOOT_ACPI_GPA};
     uint8_t rsdp[36] = {'R', 'S', 'D', ' ', 'P', 'T', 'R', ' '};
     uint32_t facs = place_facs(&t), dsdt = place_dsdt(&t, config);
-    uint32_t table[2] = {place_fadt(&t, facs, dsdt), place_madt(&t, config->cpu_count)};
+    uint32_t table[2] = {place_fadt(&t, config, facs, dsdt), place_madt(&t, config->cpu_count)};
 
     memcpy(rsdp + 9, "FVM   ", 6);
     rsdp[15] = 2;

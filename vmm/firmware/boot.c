@@ -62,7 +62,8 @@ static int load_linux(struct fvm_ram *ram, const struct fvm_boot_options *o, con
     int r = has_initrd ? fvm_boot_image_open(o->initrd, &initrd, err) : 0;
 
     if (!r)
-        r = fvm_linux_load(ram, kernel, has_initrd ? &initrd : NULL, o->append ? o->append : "", ret_state, err);
+        r = fvm_linux_load(ram, kernel, has_initrd ? &initrd : NULL, o->append ? o->append : "", o->vga, ret_state,
+                           err);
     fvm_boot_image_close(&initrd);
     return r;
 }
@@ -119,7 +120,8 @@ int fvm_boot_load(struct fvm_ram *ram, const struct fvm_boot_options *options, s
                   struct fvm_err *err)
 {
     struct fvm_acpi_config acpi = {.cpu_count = options->cpu_count, .pci_mmio64_base = options->pci_mmio64_base,
-                                   .pci_mmio64_bytes = options->pci_mmio64_bytes};
+                                   .pci_mmio64_bytes = options->pci_mmio64_bytes,
+                                   .vga = options->vga};
     struct fvm_boot_image kernel;
     int r;
 

@@ -59,6 +59,7 @@ struct fvm_boot_options {
     const char *append; /* command line or NULL */
     unsigned cpu_count;
     uint64_t pci_mmio64_base, pci_mmio64_bytes; /* root bridge window above RAM */
+    bool vga; /* a display adapter in 80x25 text mode is there */
 };
 
 /**
@@ -95,7 +96,7 @@ int fvm_initrd_check(const struct fvm_boot_image *initrd, struct fvm_err *err);
 /* ---- linux_boot.c, multiboot.c: one loader each ---- */
 bool fvm_linux_is_kernel(const struct fvm_boot_image *image);
 int fvm_linux_load(struct fvm_ram *ram, const struct fvm_boot_image *kernel, const struct fvm_boot_image *initrd,
-                   const char *append, struct fvm_boot_state *ret_state, struct fvm_err *err);
+                   const char *append, bool vga, struct fvm_boot_state *ret_state, struct fvm_err *err);
 bool fvm_multiboot_is_kernel(const struct fvm_boot_image *image);
 enum { FVM_MULTIBOOT_MODULES_MAX = 16 };
 struct fvm_boot_module {
@@ -127,6 +128,7 @@ unsigned fvm_e820_build(const struct fvm_ram *ram, struct fvm_e820_entry ret_map
 struct fvm_acpi_config {
     unsigned cpu_count;
     uint64_t pci_mmio64_base, pci_mmio64_bytes; /* bytes 0: no 64-bit window */
+    bool vga;
 };
 /** Write RSDP, RSDT, XSDT, FADT, FACS, MADT and DSDT into the ACPI area. */
 int fvm_acpi_install(struct fvm_ram *ram, const struct fvm_acpi_config *config, struct fvm_err *err);

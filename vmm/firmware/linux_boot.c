@@ -39,6 +39,11 @@ enum { /* offsets in the file and in the zero page alike */
 };
 enum {
     Z_EXT_MEM_K = 0x002,
+    Z_VIDEO_MODE = 0x006,
+    Z_VIDEO_COLUMNS = 0x007,
+    Z_VIDEO_LINES = 0x00e,
+    Z_VIDEO_IS_VGA = 0x00f,
+    Z_VIDEO_POINTS = 0x010,
     Z_RSDP = 0x070,
     Z_ALT_MEM_K = 0x1e0,
     Z_E820_COUNT = 0x1e8,
@@ -209,6 +214,16 @@ static void fill_memory_map(const struct fvm_ram *ram, uint8_t *zero_page)
     memcpy(zero_page + Z_RSDP, &rsdp, sizeof(rsdp));
 }
 
+/* What the kernel's real-mode part would have asked the BIOS for: 80x25 colour text, mode 3, on a VGA. */
+static void fill_screen(uint8_t *zero_page)
+{
+    zero_page[Z_VIDEO_MODE] = 3;
+    zero_page[Z_VIDEO_COLUMNS] = 80;
+    zero_page[Z_VIDEO_LINES] = 25;
+    zero_page[Z_VIDEO_IS_VGA] = 1;
+    zero_page[Z_VIDEO_POINTS] = 16;
+}
+
 static int start_state(struct fvm_ram *ram, const struct header *h, uint64_t load, struct fvm_boot_state *state)
 {
     enum { RSP = 4, RSI = 6 };
@@ -230,7 +245,7 @@ static int start_state(struct fvm_ram *ram, const struct header *h, uint64_t loa
 }
 
 int fvm_linux_load(struct fvm_ram *ram, const struct fvm_boot_image *kernel, const struct fvm_boot_image *initrd,
-                   const char *append, struct fvm_boot_state *ret_state, struct fvm_err *err)
+                   const char *append, bool vga, struct fvm_boot_state *ret_state, struct fvm_err *err)
 {
     uint8_t zero_page[4096] = {0};
     struct header h = {0};
@@ -250,6 +265,8 @@ int fvm_linux_load(struct fvm_ram *ram, const struct fvm_boot_image *kernel, con
     put32(zero_page, H_RAMDISK, 0);
     put32(zero_page, H_RAMDISK_SIZE, 0);
     fill_memory_map(ram, zero_page);
+    if (vga)
+        fill_screen(zero_page);
     r = put_cmdline(ram, &h, append, zero_page, err);
     if (!r && initrd)
         r = put_initrd(ram, &h, load + h.init_bytes, initrd, zero_page, err);
