@@ -98,6 +98,7 @@ static const char doc[] =
     "  vm kill NAME               pull the plug\n"
     "  vm pause|resume NAME\n"
     "  vm migrate NAME NODE       move it while it runs; Ctrl-C cancels\n"
+    "  vm recover NAME            settle a migration that a crash left in the middle, and say why\n"
     "\n"
     "Examples:\n"
     "  fvm-cluster init\n"
@@ -326,6 +327,7 @@ static const struct {
     {"vm", "pause", 3, "vm pause NAME"},
     {"vm", "resume", 3, "vm resume NAME"},
     {"vm", "migrate", 4, "vm migrate NAME NODE"},
+    {"vm", "recover", 3, "vm recover NAME"},
 };
 
 static bool is(const char *a, const char *b) { return a && b ? strcmp(a, b) == 0 : a == b; }

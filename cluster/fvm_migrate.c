@@ -6,11 +6,13 @@
  */
 #include "cluster/fvm_migrate.h"
 
+#include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "cluster/journal.h"
 #include "cluster/vmrecord.h"
 #include "migrate/migrate.h"
 #include "migrate/stream.h"
@@ -27,6 +29,8 @@ struct fvm_run_migration { /* loop's thread */
     struct fvm_dest *dest;
     struct fvm_memory *memory;           /* of the last attempt, so that a retry need not send all again */
     struct fvm_record_store real_record; /* behind a fault */
+    struct fvm_journal *journal;         /* NULL: nobody asked for one */
+    int noted_phase;                     /* migration's thread: the last one in the journal; -1: none */
     char allow[FVM_PORT_KEY_CHARS + 1];
     char self[FVM_HO_NAME_MAX + 1]; /* our name in the record, and where that is: as given last, else made up here */
     char record_spec[4200];         /* "file:PATH" */
@@ -95,17 +99,26 @@ static void on_progress(void *ctx)
     free(p);
 }
 
-static json_t *report_json(const struct fvm_migrate_report *r)
+static const char *outcome_text(enum fvm_migrate_outcome outcome)
 {
     static const char *const outcomes[] = {
         [FVM_MIGRATE_MOVED] = "moved", [FVM_MIGRATE_STAYED] = "stayed", [FVM_MIGRATE_UNKNOWN] = "unknown"};
-    json_t *out = json_pack(
-        "{s:s, s:s, s:b, s:b, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "outcome", outcomes[r->outcome], "error",
-        r->err.code ? (r->err.text[0] ? r->err.text : fvm_err_text(r->err.code)) : "", "dry_run", (int)r->dry_run,
-        "verified", (int)r->verified, "rounds", (int)r->rounds, "prepare_ns", (json_int_t)r->prepare_ns, "precopy_ns",
-        (json_int_t)r->precopy_ns, "final_ns", (json_int_t)r->final_ns, "handover_ns", (json_int_t)r->handover_ns,
-        "blackout_ns", (json_int_t)r->blackout_ns, "total_ns", (json_int_t)r->total_ns, "predicted_downtime_ns",
-        (json_int_t)r->predicted_downtime_ns);
+    return outcomes[outcome];
+}
+
+static const char *error_text(const struct fvm_migrate_report *r)
+{
+    return !r->err.code ? "" : r->err.text[0] ? r->err.text : fvm_err_text(r->err.code);
+}
+
+static json_t *report_json(const struct fvm_migrate_report *r)
+{
+    json_t *out = json_pack("{s:s, s:s, s:b, s:b, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "outcome",
+                            outcome_text(r->outcome), "error", error_text(r), "dry_run", (int)r->dry_run, "verified",
+                            (int)r->verified, "rounds", (int)r->rounds, "prepare_ns", (json_int_t)r->prepare_ns,
+                            "precopy_ns", (json_int_t)r->precopy_ns, "final_ns", (json_int_t)r->final_ns, "handover_ns",
+                            (json_int_t)r->handover_ns, "blackout_ns", (json_int_t)r->blackout_ns, "total_ns",
+                            (json_int_t)r->total_ns, "predicted_downtime_ns", (json_int_t)r->predicted_downtime_ns);
     json_t *more = json_pack(
         "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "memory_bytes", (json_int_t)r->memory_bytes, "sent_bytes",
         (json_int_t)r->sent_bytes, "data_pages", (json_int_t)r->data_pages, "zero_pages", (json_int_t)r->zero_pages,
@@ -134,6 +147,8 @@ static void tidy(struct fvm_run_migration *m)
         fvm_vmrecord_close(&m->record);
     if (m->record_file)
         fvm_record_file_close(&m->record_file);
+    if (m->journal)
+        fvm_journal_close(&m->journal);
 }
 
 static void on_source_done(void *ctx)
@@ -188,34 +203,69 @@ static void post(struct fvm_run *run, const struct fvm_migrate_progress *progres
     }
 }
 
-/* "die_in_phase=NAME" of FVM_MIGRATE_FAULT: as kill -9 in the middle of it. */
-static void die_if_asked(enum fvm_migrate_phase phase)
+/* FVM_MIGRATE_FAULT: "die_in_phase=NAME" is a kill -9 in the middle of it; "hold_in_phase=NAME:MS" makes it last, so
+ * that a test can do something to others meanwhile. */
+static void fault_in_phase(const char *phase)
 {
     const char *text = getenv("FVM_MIGRATE_FAULT");
-    const char *name = text ? strstr(text, "die_in_phase=") : NULL;
-    size_t n = name ? strcspn(name + 13, ",") : 0;
-    if (n && strlen(fvm_migrate_phase_text(phase)) == n && strncmp(fvm_migrate_phase_text(phase), name + 13, n) == 0)
+    const char *die = text ? strstr(text, "die_in_phase=") : NULL, *hold = text ? strstr(text, "hold_in_phase=") : NULL;
+    size_t n = strlen(phase);
+    long ms = 0;
+    if (die && strcspn(die + 13, ",") == n && strncmp(phase, die + 13, n) == 0)
         kill(getpid(), SIGKILL);
+    if (hold && strcspn(hold + 14, ":") == n && strncmp(phase, hold + 14, n) == 0)
+        ms = strtol(hold + 15 + n, NULL, 10);
+    if (ms > 0 && ms < 600000)
+        poll(NULL, 0, (int)ms);
+}
+
+/* On the migration's thread. */
+static void note_phase(struct fvm_run_migration *m, enum fvm_migrate_phase phase)
+{
+    if (m->noted_phase == (int)phase)
+        return;
+    m->noted_phase = (int)phase;
+    if (m->journal)
+        fvm_journal_note(m->journal, "phase", json_pack("{s:s}", "phase", fvm_migrate_phase_text(phase)));
+    fault_in_phase(fvm_migrate_phase_text(phase));
 }
 
 static void source_progress(void *ctx, const struct fvm_migrate_progress *g)
 {
-    die_if_asked(g->phase);
-    post(ctx, g, NULL, on_progress);
+    struct fvm_run *run = ctx;
+    post(run, g, NULL, on_progress); /* first, so that who watches knows the phase while it is held */
+    note_phase(run->migration, g->phase);
 }
 
-static void source_done(void *ctx, const struct fvm_migrate_report *r) { post(ctx, NULL, r, on_source_done); }
-static void dest_done(void *ctx, const struct fvm_migrate_report *r) { post(ctx, NULL, r, on_dest_done); }
+static void note_end(struct fvm_run *run, const struct fvm_migrate_report *r)
+{
+    if (run->migration->journal)
+        fvm_journal_note(run->migration->journal, "end",
+                         json_pack("{s:s, s:s, s:I}", "outcome", outcome_text(r->outcome), "error", error_text(r),
+                                   "blackout_ns", (json_int_t)r->blackout_ns));
+}
+
+static void source_done(void *ctx, const struct fvm_migrate_report *r)
+{
+    note_end(ctx, r);
+    post(ctx, NULL, r, on_source_done);
+}
+
+static void dest_done(void *ctx, const struct fvm_migrate_report *r)
+{
+    note_end(ctx, r);
+    post(ctx, NULL, r, on_dest_done);
+}
 
 /* ---- what both commands need ---- */
 
-/* "die_in_phase=taken": between TAKE and RUN, where only the record knows that the guest is on its way. */
+/* Phase "taken": between TAKE and RUN, where only the record knows that the guest is on its way. */
 static int fault_cas(void *ctx, uint64_t expect_revision, const struct fvm_ho_record *next, struct fvm_err *err)
 {
     struct fvm_run_migration *m = ctx;
     int rc = m->real_record.cas(m->real_record.ctx, expect_revision, next, err);
     if (!rc && next->phase == FVM_HO_TAKEN)
-        kill(getpid(), SIGKILL);
+        fault_in_phase("taken");
     return rc;
 }
 
@@ -228,7 +278,7 @@ static int fault_get(void *ctx, struct fvm_ho_record *ret_record, uint64_t *ret_
 static void fault_record(struct fvm_run_migration *m, struct fvm_record_store *record)
 {
     const char *text = getenv("FVM_MIGRATE_FAULT");
-    if (!text || !strstr(text, "die_in_phase=taken"))
+    if (!text || !strstr(text, "_in_phase=taken"))
         return;
     m->real_record = *record;
     *record = (struct fvm_record_store){.get = fault_get, .cas = fault_cas, .ctx = m};
@@ -261,6 +311,21 @@ static int open_record(struct fvm_run_migration *m, const json_t *request, const
     if (!rc)
         *ret = fvm_vmrecord_store(m->record);
     return rc;
+}
+
+/* What is asked of the record and answered goes to the journal that the node named. */
+static int open_journal(struct fvm_run_migration *m, const json_t *request, const char *who,
+                        struct fvm_record_store *record, struct fvm_err *err)
+{
+    const char *path;
+    int rc = fvm_control_get_string(request, "journal", "", &path, err);
+    m->noted_phase = -1;
+    if (rc || !path[0])
+        return rc;
+    if (fvm_journal_open(path, who, &m->journal))
+        return room_err(err, FVM_ENOMEM, "out of memory");
+    *record = fvm_journal_record(m->journal, *record);
+    return 0;
 }
 
 static void take_faults(struct fvm_migrate_faults *faults)
@@ -350,6 +415,8 @@ static int start_source(struct fvm_run *run, const json_t *request, struct fvm_e
         rc = read_limits(request, &o, err);
     if (!rc)
         rc = open_record(m, request, o.self, true, &o.record, err);
+    if (!rc)
+        rc = open_journal(m, request, "source", &o.record, err);
     if (!rc && fvm_vm_machine_create(&machine, &m->machine))
         rc = room_err(err, FVM_ENOMEM, "out of memory");
     if (!rc) {
@@ -511,12 +578,15 @@ static int start_dest(struct fvm_run *run, const json_t *request, struct fvm_err
         return rc;
     snprintf(m->allow, sizeof(m->allow), "%s", key);
     rc = open_record(m, request, o.self, false, &o.record, err);
+    if (!rc) {
+        fault_record(m, &o.record);
+        rc = open_journal(m, request, "dest", &o.record, err);
+    }
     if (!rc && fvm_vm_machine_create(&machine, &m->machine))
         rc = room_err(err, FVM_ENOMEM, "out of memory");
     if (!rc) {
         o.machine = fvm_vm_machine_get(m->machine);
         take_faults(&o.faults);
-        fault_record(m, &o.record);
         rc = fvm_dest_start(&o, &m->dest, err);
     }
     if (rc)
@@ -599,7 +669,7 @@ void fvm_migrate_close(struct fvm_run *run)
         return;
     while (m->source || m->dest) {
         if (m->source)
-            fvm_source_cancel(m->source);
+            fvm_source_abandon(m->source);
         if (m->dest)
             fvm_dest_cancel(m->dest);
         if (fvm_loop_turn(run->loop, 50000000) < 0)

@@ -40,6 +40,7 @@ static const struct command commands[] = {
     {"vm", "show", fvm_ctl_vm_show, 0},
     {"vm", "console", fvm_ctl_vm_console, SIGNALS},
     {"vm", "migrate", fvm_ctl_vm_migrate, SIGNALS},
+    {"vm", "recover", fvm_ctl_vm_recover, 0},
 };
 
 static const struct command *find(const struct fvm_ctl_options *o)

@@ -166,6 +166,7 @@ void fvm_node_close(struct fvm_node **node_p)
     *node_p = NULL;
     if (!node)
         return;
+    node->closing = true;
     fvm_node_vm_close_all(node); /* ends the calls that wait for a VM */
     while (node->calls) {
         struct fvm_err err = {0};

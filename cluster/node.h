@@ -10,6 +10,7 @@
  *   node_console.c serial consoles, fanned out
  *   node_migrate.c a guest leaves, a guest comes
  *   node_agent.c   repairs records after crashes
+ *   node_recover.c asks everybody who could hold a guest, and does what handover_recover.c advises
  *   node_net.c     the switch between the nodes
  *   node_metrics.c counters, for Prometheus
  *
@@ -31,6 +32,7 @@
 #include "cluster/rpc.h"
 #include "cluster/store.h"
 #include "cluster/vmdb.h"
+#include "migrate/handover.h"
 
 enum {
     FVM_NODE_LEASE_MS = 6000,
@@ -84,7 +86,7 @@ struct fvm_node_vm {
     struct fvm_loop_timer *timer; /* connecting to the control socket; stop's time-out */
     uint64_t deadline_ns;
     uint64_t asked_ns, unknown_wall_ns; /* last question; since when there is no answer (0: there is) */
-    bool asking;
+    bool asking, moving; /* moving: a migration goes on that was begun before this daemon was */
     struct fvm_node_call *starter, *stopper; /* who waits */
     bool killed;                         /* by us, on demand */
     char how[120];                       /* stop: how it was done */
@@ -113,7 +115,7 @@ struct fvm_node {
 
     uint64_t lease, alive_revision, watched;
     uint64_t started_wall_ns, seen_ns, renewed_ns;
-    bool store_lost;
+    bool store_lost, closing;
     uint64_t repaired_ns;
     struct fvm_loop_timer *tick;
 
@@ -192,6 +194,10 @@ const char *fvm_node_vm_state_text(const struct fvm_node_vm *vm);
 /** "running", "stopped"... with the reason, into the store; only the record's owner does it. */
 void fvm_node_vm_publish(struct fvm_node_vm *vm, const char *state, const char *reason, int exit_status);
 bool fvm_node_vm_owned(struct fvm_node *node, const char *name);
+/** Into the VM's journal (more: reference stolen). */
+void fvm_node_vm_note(const struct fvm_node_vm *vm, const char *what, json_t *more);
+/** What this node holds of the guest, as to the hand-over that `record` is about. */
+enum fvm_ho_holding fvm_node_vm_holding(struct fvm_node *node, const char *name, const struct fvm_ho_record *record);
 /** The VM is deleted: what is left of it in the state directory goes, too. */
 void fvm_node_vm_remove_dir(struct fvm_node *node, const char *name);
 
@@ -216,6 +222,8 @@ void fvm_node_incoming_start(struct fvm_node_call *call, const Fvm__Incoming *re
 /** What waited for an older process of the VM: now is its turn. Frees it. */
 void fvm_node_incoming_next(struct fvm_node_queued *queued);
 void fvm_node_incoming_drop(struct fvm_node_call *call, const char *name);
+/** Another node owns the guest, stable at `epoch`: a process that waits for it here ends, if its turn is over. */
+void fvm_node_incoming_over(struct fvm_node_vm *vm, uint64_t epoch);
 void fvm_node_incoming_connected(struct fvm_node_vm *vm);
 void fvm_node_incoming_free(struct fvm_node_vm *vm);
 void fvm_node_move_free(struct fvm_node_vm *vm);
@@ -225,6 +233,12 @@ void fvm_node_move_free(struct fvm_node_vm *vm);
 void fvm_node_agent_look(struct fvm_node *node, const struct fvm_store_items *changed);
 /** Now and then: records that a crash left in the middle. */
 void fvm_node_agent_repair(struct fvm_node *node);
+
+/* node_recover.c */
+/** Asks the record's sides what they hold and does what is to be done; `call` (may be NULL) is told, and insists. */
+void fvm_node_recover(struct fvm_node *node, const char *name, struct fvm_node_call *call);
+/** Another node asks what is held here: the VM's process is asked first. */
+void fvm_node_recover_holding(struct fvm_node_call *call, const char *name);
 
 /* node_net.c */
 int fvm_node_net_open(struct fvm_node *node, const struct fvm_node_options *opt, struct fvm_err *err);

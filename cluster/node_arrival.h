@@ -10,6 +10,7 @@ struct fvm_node_arrival {
     struct fvm_node_call *call; /* the source's node waits for "ready"; NULL afterwards */
     char from[FVM_DIR_NAME_MAX + 1];
     char source_key[FVM_PORT_KEY_CHARS + 1];
+    uint64_t epoch; /* the record's when it was announced: a later one that is not ours means that it came to nothing */
 };
 
 /** A guest that waits until the process it left (or that failed to take it) is gone. */

@@ -213,14 +213,16 @@ static void on_ready(void *ctx, const Fvm__Reply *reply, const struct fvm_err *e
         fvm_err_set(&why, FVM_EPROTO, 0, "cluster", "node %s gave no usable address", m->to);
     if (!why.code && m->cancelled)
         fvm_err_set(&why, FVM_ECANCELLED, 0, "cluster", "cancelled before anything was sent");
-    json_t *request =
-        why.code ? NULL
-                 : json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:s, s:b, s:I}", "cmd", "migrate", "self",
-                             vm->node->name, "to_name", m->to, "to_addr", reply->ready->address, "to_key",
-                             reply->ready->public_key, "store", fvm_store_url(vm->node->store), "vm", vm->name,
-                             "max_downtime_ms", (json_int_t)m->max_downtime_ms, "deadline_ms",
-                             (json_int_t)m->deadline_ms, "on_miss", m->on_miss, "dry_run", (int)m->dry_run,
-                             "rate_limit_bytes", (json_int_t)FVM_MIN(m->rate_limit_bytes, (uint64_t)INT64_MAX));
+    char journal[4200];
+    fvm_node_vm_path(vm, "journal", journal, sizeof(journal));
+    json_t *request = why.code ? NULL
+                               : json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:s, s:b, s:I}", "cmd",
+                                           "migrate", "journal", journal, "self", vm->node->name, "to_name", m->to,
+                                           "to_addr", reply->ready->address, "to_key", reply->ready->public_key,
+                                           "store", fvm_store_url(vm->node->store), "vm", vm->name, "max_downtime_ms",
+                                           (json_int_t)m->max_downtime_ms, "deadline_ms", (json_int_t)m->deadline_ms,
+                                           "on_miss", m->on_miss, "dry_run", (int)m->dry_run, "rate_limit_bytes",
+                                           (json_int_t)FVM_MIN(m->rate_limit_bytes, (uint64_t)INT64_MAX));
     if (!why.code && (!vm->control || fvm_node_control_call(vm->control, request, READY_MS, on_migrate_reply, vm)))
         fvm_err_set(&why, FVM_ECLOSED, 0, "cluster", "VM %s: its control socket does not answer", vm->name);
     if (why.code)
@@ -283,9 +285,9 @@ static int check_move(struct fvm_node_vm *vm, const Fvm__VmMigrate *r, struct fv
 {
     struct fvm_node *node = vm->node;
     struct fvm_ho_record record;
-    if (vm->leaving)
-        return fvm_err_set(err, FVM_ESTATE, 0, "cluster", "VM %s is being migrated to node %s already", vm->name,
-                           vm->leaving->to);
+    if (vm->leaving || vm->moving)
+        return fvm_err_set(err, FVM_ESTATE, 0, "cluster", "VM %s is being migrated%s%s already", vm->name,
+                           vm->leaving ? " to node " : "", vm->leaving ? vm->leaving->to : "");
     if (strcmp(r->to, node->name) == 0)
         return fvm_err_set(err, FVM_EINVAL, 0, "cluster", "VM %s is on node %s already", vm->name, node->name);
     if (!fvm_dir_find(&node->dir, FVM_DIR_NODE, r->to))
@@ -379,13 +381,16 @@ void fvm_node_incoming_connected(struct fvm_node_vm *vm)
 {
     if (!vm->coming) /* adopted: it knows already */
         return;
-    json_t *request = json_pack("{s:s, s:s, s:s, s:s, s:s}", "cmd", "incoming", "self", vm->node->name, "store",
-                                fvm_store_url(vm->node->store), "vm", vm->name, "allow", vm->coming->source_key);
+    char journal[4200];
+    fvm_node_vm_path(vm, "journal", journal, sizeof(journal));
+    json_t *request =
+        json_pack("{s:s, s:s, s:s, s:s, s:s, s:s}", "cmd", "incoming", "journal", journal, "self", vm->node->name,
+                  "store", fvm_store_url(vm->node->store), "vm", vm->name, "allow", vm->coming->source_key);
     if (fvm_node_control_call(vm->control, request, READY_MS, on_listening, vm))
         fvm_node_proc_kill(vm->proc, SIGKILL);
 }
 
-static int check_incoming(struct fvm_node_call *call, const Fvm__Incoming *r, struct fvm_err *err)
+static int check_incoming(struct fvm_node_call *call, const Fvm__Incoming *r, uint64_t *ret_epoch, struct fvm_err *err)
 {
     struct fvm_node *node = call->node;
     struct fvm_ho_record record;
@@ -399,6 +404,8 @@ static int check_incoming(struct fvm_node_call *call, const Fvm__Incoming *r, st
     if (!rc && (record.phase != FVM_HO_STABLE || strcmp(record.owner, call->who + 5)))
         rc = fvm_err_set(err, FVM_ESTATE, 0, "cluster", "%s does not own VM %s (node %s does, %s)", call->who, r->name,
                          record.owner, fvm_ho_phase_text(record.phase));
+    if (!rc)
+        *ret_epoch = record.epoch;
     return rc;
 }
 
@@ -444,7 +451,8 @@ void fvm_node_incoming_start(struct fvm_node_call *call, const Fvm__Incoming *r)
     struct fvm_err err = {0};
     struct fvm_node_vm *vm = NULL;
     struct fvm_node_arrival *a = NULL;
-    int rc = check_incoming(call, r, &err);
+    uint64_t epoch = 0;
+    int rc = check_incoming(call, r, &epoch, &err);
     struct fvm_node_vm *old = fvm_node_vm_find(call->node, r->name);
     if (!rc && old && (rc = wait_for_end(call, r, old, &err)) == 0)
         return;
@@ -452,6 +460,7 @@ void fvm_node_incoming_start(struct fvm_node_call *call, const Fvm__Incoming *r)
         rc = fvm_err_set(&err, FVM_ENOMEM, 0, "cluster", "out of memory");
     if (!rc) {
         a->call = call;
+        a->epoch = epoch;
         snprintf(a->from, sizeof(a->from), "%s", call->who + 5);
         snprintf(a->source_key, sizeof(a->source_key), "%s", r->source_key);
         rc = fvm_node_vm_start(call->node, r->name, r->config, a, &vm, &err);
@@ -460,6 +469,18 @@ void fvm_node_incoming_start(struct fvm_node_call *call, const Fvm__Incoming *r)
         free(a);
         fvm_node_call_fail(call, &err);
     }
+}
+
+void fvm_node_incoming_over(struct fvm_node_vm *vm, uint64_t epoch)
+{
+    bool over = vm->coming ? epoch > vm->coming->epoch && !vm->coming->call
+                           : fvm_now_ns() > vm->deadline_ns; /* adopted: it had its time */
+    if (vm->state != FVM_NODE_VM_INCOMING || vm->killed || !over)
+        return;
+    fvm_log(INFO, "vm.incoming_over", "vm=%s epoch=%llu", vm->name, (unsigned long long)epoch);
+    snprintf(vm->how, sizeof(vm->how), "the migration came to nothing");
+    vm->killed = true;
+    fvm_node_proc_kill(vm->proc, SIGTERM);
 }
 
 /* It came to nothing. Only a process that the record does not need is ended. */

@@ -174,7 +174,7 @@ static void vm_stop(struct fvm_node_call *call, const Fvm__VmStop *request)
     struct fvm_node_vm *vm = fvm_node_vm_find(call->node, request->name);
     if (!vm)
         return fail(call, FVM_ESTATE, "VM %s is not running%s", request->name, "");
-    if (vm->leaving && !request->kill)
+    if ((vm->leaving || vm->moving) && !request->kill)
         return fail(call, FVM_ESTATE, "VM %s is being migrated%s: wait, or cancel that first", request->name, "");
     if (vm->stopper && !request->kill)
         return fail(call, FVM_ESTATE, "VM %s is being stopped already%s", request->name, "");
@@ -236,7 +236,7 @@ static void vm_command(struct fvm_node_call *call, const char *name, const char 
     struct fvm_node_vm *vm = fvm_node_vm_find(call->node, name);
     if (!vm || vm->state != FVM_NODE_VM_UP || !vm->control)
         return fail(call, FVM_ESTATE, "VM %s is not running%s", name, "");
-    if (vm->leaving)
+    if (vm->leaving || vm->moving)
         return fail(call, FVM_ESTATE, "VM %s is being migrated%s", name, "");
     if (fvm_node_control_call(vm->control, json_pack("{s:s}", "cmd", command), FVM_NODE_ASK_MS * 5, on_paused, call))
         fail(call, FVM_EBUSY, "VM %s has too many questions to answer%s", name, "");
@@ -264,17 +264,6 @@ static void migrate(struct fvm_node_call *call, const Fvm__VmMigrate *request)
     if (!vm || vm->state != FVM_NODE_VM_UP)
         return fail(call, FVM_ESTATE, "VM %s is not running%s", request->name, "");
     fvm_node_migrate_start(call, vm, request);
-}
-
-static void holding(struct fvm_node_call *call, const char *name)
-{
-    struct fvm_node_vm *vm = fvm_node_vm_find(call->node, name);
-    Fvm__Reply reply = FVM__REPLY__INIT;
-    Fvm__Holding h = FVM__HOLDING__INIT;
-    h.process = vm != NULL;
-    h.state = (char *)(uintptr_t)(vm ? fvm_node_vm_state_text(vm) : "");
-    reply.holding = &h;
-    fvm_node_call_end(call, &reply);
 }
 
 void fvm_node_ops_handle(struct fvm_node_call *call, const Fvm__Request *r)
@@ -310,6 +299,9 @@ void fvm_node_ops_handle(struct fvm_node_call *call, const Fvm__Request *r)
     case FVM__REQUEST__WHAT_VM_RESUME:
         vm_command(call, r->vm_resume->name, "resume");
         break;
+    case FVM__REQUEST__WHAT_VM_RECOVER:
+        fvm_node_recover(call->node, r->vm_recover->name, call);
+        break;
     case FVM__REQUEST__WHAT_VM_MIGRATE:
         migrate(call, r->vm_migrate);
         break;
@@ -323,7 +315,7 @@ void fvm_node_ops_handle(struct fvm_node_call *call, const Fvm__Request *r)
         fvm_node_incoming_drop(call, r->incoming_drop->name);
         break;
     case FVM__REQUEST__WHAT_HOLDING:
-        holding(call, r->holding->name);
+        fvm_node_recover_holding(call, r->holding->name);
         break;
     default:
         fail(call, FVM_EUNSUPPORTED, "node %s does not know this request: upgrade its fvm%s", call->node->name, "");

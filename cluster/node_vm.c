@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "cluster/journal.h"
 #include "cluster/node_arrival.h"
 #include "cluster/vmrecord.h"
 #include "vmm/vm_config.h"
@@ -33,6 +34,43 @@ struct fvm_node_vm *fvm_node_vm_find(struct fvm_node *node, const char *name)
 void fvm_node_vm_path(const struct fvm_node_vm *vm, const char *file, char *buf, size_t size)
 {
     snprintf(buf, size, "%.4000s/%s", vm->dir, file);
+}
+
+void fvm_node_vm_note(const struct fvm_node_vm *vm, const char *what, json_t *more)
+{
+    char path[4200];
+    struct fvm_journal *journal = NULL;
+    fvm_node_vm_path(vm, "journal", path, sizeof(path));
+    if (fvm_journal_open(path, "node", &journal)) {
+        json_decref(more);
+        return;
+    }
+    fvm_journal_note(journal, what, more);
+    fvm_journal_close(&journal);
+}
+
+/* "paused" is said of the source of this very migration alone: its journal names the migration it began last. */
+enum fvm_ho_holding fvm_node_vm_holding(struct fvm_node *node, const char *name, const struct fvm_ho_record *r)
+{
+    const struct fvm_node_vm *vm = fvm_node_vm_find(node, name);
+    struct fvm_journal_view view;
+    char path[4200];
+    if (!vm)
+        return FVM_HO_HOLDS_NOTHING;
+    if (vm->state == FVM_NODE_VM_INCOMING)
+        return FVM_HO_HOLDS_IMAGE;
+    if (vm->state != FVM_NODE_VM_UP || !vm->control)
+        return FVM_HO_HOLDS_UNKNOWN;
+    if (strcmp(vm->live, "running") == 0)
+        return FVM_HO_HOLDS_RUNNING;
+    if (strcmp(vm->live, "paused"))
+        return FVM_HO_HOLDS_UNKNOWN;
+    if (r->phase == FVM_HO_STABLE)
+        return FVM_HO_HOLDS_PAUSED;
+    fvm_node_vm_path(vm, "journal", path, sizeof(path));
+    fvm_journal_read(path, &view);
+    bool this = view.has_mig_id && memcmp(view.mig_id, r->mig_id, FVM_HO_ID_BYTES) == 0;
+    return this && strcmp(r->from, node->name) == 0 ? FVM_HO_HOLDS_PAUSED : FVM_HO_HOLDS_UNKNOWN;
 }
 
 bool fvm_node_vm_owned(struct fvm_node *node, const char *name)
@@ -65,7 +103,7 @@ const char *fvm_node_vm_state_text(const struct fvm_node_vm *vm)
     case FVM_NODE_VM_UP:
         break;
     }
-    return vm->leaving ? "migrating" : vm->live[0] ? vm->live : "unknown";
+    return vm->leaving || vm->moving ? "migrating" : vm->live[0] ? vm->live : "unknown";
 }
 
 void fvm_node_vm_set_live(struct fvm_node_vm *vm, const char *state)
@@ -187,6 +225,10 @@ static void on_event(void *ctx, json_t *event)
         snprintf(vm->ending, sizeof(vm->ending), "the guest crashed: %s", why ? why : "unknown");
     else if (strcmp(name, "paused") == 0 || strcmp(name, "running") == 0)
         fvm_node_vm_set_live(vm, name);
+    else if (strcmp(name, "migration") == 0)
+        vm->moving = !vm->leaving;
+    else if (strcmp(name, "migration-done") == 0)
+        vm->moving = false;
     fvm_node_migrate_event(vm, event);
     if (vm->state == FVM_NODE_VM_INCOMING && strcmp(name, "running") == 0)
         fvm_node_vm_check_arrival(vm);
@@ -247,6 +289,14 @@ static void on_status(void *ctx, json_t *result, const struct fvm_err *err)
     }
 }
 
+/* After our own restart: is it in the middle of a migration? What comes later comes as an event. */
+static void on_moving(void *ctx, json_t *result, const struct fvm_err *err)
+{
+    struct fvm_node_vm *vm = ctx;
+    const char *phase = json_string_value(json_object_get(result, "phase"));
+    vm->moving = !err->code && !vm->leaving && phase && strcmp(phase, "none") && !json_object_get(result, "outcome");
+}
+
 static void try_connect(struct fvm_node_vm *vm)
 {
     char path[4200];
@@ -259,6 +309,8 @@ static void try_connect(struct fvm_node_vm *vm)
             return;
         }
         fvm_node_console_start(vm);
+        (void)fvm_node_control_call(vm->control, json_pack("{s:s}", "cmd", "migrate-status"), FVM_NODE_ASK_MS, on_moving,
+                                    vm);
         if (fvm_node_control_call(vm->control, json_pack("{s:s}", "cmd", "status"), FVM_NODE_ASK_MS, on_status, vm) ==
             0)
             return;
@@ -293,6 +345,7 @@ void fvm_node_vm_arrived(struct fvm_node_vm *vm)
         return;
     vm->state = FVM_NODE_VM_UP;
     vm->deadline_ns = 0;
+    fvm_node_vm_note(vm, "arrived", NULL);
     fvm_node_incoming_free(vm);
     fvm_node_console_start(vm);
     fvm_node_vm_set_live(vm, "running");
@@ -370,8 +423,8 @@ static int prepare_dir(struct fvm_node_vm *vm, struct fvm_err *err)
 
 void fvm_node_vm_remove_dir(struct fvm_node *node, const char *name)
 {
-    static const char *const files[] = {"config",        "log",  "log.1",   "console.log",
-                                        "console.log.1", "exit", "control", "console"};
+    static const char *const files[] = {"journal",     "journal.1",     "config", "log",     "log.1",
+                                        "console.log", "console.log.1", "exit",   "control", "console"};
     char dir[4200], path[4400];
     if (fvm_node_vm_find(node, name) || fvm_dir_check_name("VM", name, NULL))
         return;
@@ -401,6 +454,10 @@ int fvm_node_vm_start(struct fvm_node *node, const char *name, const Fvm__VmConf
     int rc = prepare_dir(vm, err);
     if (!rc)
         rc = fvm_node_args_make(vm, incoming, &argv, err);
+    if (!rc)
+        fvm_node_vm_note(
+            vm, "start",
+            json_pack("{s:s, s:s}", "role", incoming ? "incoming" : "run", "peer", incoming ? incoming->from : ""));
     if (!rc)
         rc = fvm_node_proc_spawn(node->loop, vm->dir, argv, on_ended, vm, &vm->proc, err);
     fvm_node_args_free(argv);
@@ -505,10 +562,14 @@ static void adopt(struct fvm_node *node, const char *name)
         free_vm(vm);
         return;
     }
-    struct fvm_ho_record r;
-    bool known = fvm_vmrecord_get(node->store, name, &r, NULL, NULL) == 0;
-    vm->state = known && strcmp(r.owner, node->name) && !(strcmp(r.from, node->name) == 0) ? FVM_NODE_VM_INCOMING
-                                                                                           : FVM_NODE_VM_UP;
+    struct fvm_journal_view view;
+    char path[4200];
+    fvm_node_vm_path(vm, "journal", path, sizeof(path));
+    fvm_journal_read(path, &view);
+    vm->state = view.incoming ? FVM_NODE_VM_INCOMING : FVM_NODE_VM_UP;
+    if (view.incoming)
+        vm->deadline_ns = fvm_now_ns() + FVM_NODE_START_MS * 1000000ull;
+    fvm_node_vm_note(vm, "adopt", json_pack("{s:s}", "as", view.incoming ? "incoming" : "run"));
     arm(vm, 1);
     fvm_log(INFO, "vm.adopted", "vm=%s pid=%d", name, fvm_node_proc_pid(vm->proc));
 }

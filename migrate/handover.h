@@ -89,6 +89,35 @@ enum fvm_ho_dest_next {
 };
 enum fvm_ho_dest_next fvm_ho_dest_decide(const struct fvm_ho_record *read, const struct fvm_ho_ticket *ticket);
 
+/* --- handover_recover.c: what is to be done about a record, after asking everybody --- */
+enum fvm_ho_cure {
+    FVM_HO_FINE,      /* nothing is in the middle */
+    FVM_HO_WAITS,     /* somebody alive is at it and will end it by himself */
+    FVM_HO_ABORTS,    /* `by` swaps ABORT */
+    FVM_HO_HANDS_BACK, /* `by` swaps HANDBACK */
+    FVM_HO_CLAIMS,    /* `by` swaps CLAIM */
+    FVM_HO_STUCK,     /* who could decide does not answer: `by` must come back */
+};
+struct fvm_ho_advice {
+    enum fvm_ho_cure cure;
+    char by[FVM_HO_NAME_MAX + 1];
+    char why[320]; /* one sentence for the operator */
+};
+/**
+ * fvm_ho_recover - the one table of recovery: used by nodes by themselves, by `vm recover`, and by the simulator.
+ *
+ * @owner   what record->owner's node says it holds, UNKNOWN when it does not answer.
+ * @other   the same of the other side: record->to while MIG, record->from while TAKEN; not looked at when STABLE.
+ * @insist  an operator wants it settled now, or the owner's lease has ended: a destination that took the guest and still
+ *          does not run it loses it.
+ *
+ * The advice is only good for this record: the swap that follows compares its revision.
+ */
+void fvm_ho_recover(const struct fvm_ho_record *record, enum fvm_ho_holding owner, enum fvm_ho_holding other,
+                    bool insist, struct fvm_ho_advice *ret_advice);
+const char *fvm_ho_holding_text(enum fvm_ho_holding holding); /* "nothing" "paused" "image" "running" "unknown" */
+bool fvm_ho_holding_parse(const char *text, enum fvm_ho_holding *ret_holding);
+
 const char *fvm_ho_phase_text(enum fvm_ho_phase phase); /* "stable" "migrating" "taken" */
 bool fvm_ho_phase_parse(const char *text, enum fvm_ho_phase *ret_phase);
 /** Is this a record that could be? (names, phase, epoch) */

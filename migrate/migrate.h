@@ -106,6 +106,9 @@ struct fvm_source;
 int fvm_source_start(const struct fvm_source_options *opt, struct fvm_source **ret_source, struct fvm_err *err);
 /** Ask it to give up; refused by itself once the guest is taken. Any thread. */
 void fvm_source_cancel(struct fvm_source *source);
+/** The process is about to end: as cancel, and after a minute without an answer of the record it ends anyhow, with the
+ * guest paused and its owner unknown. A source that is only cancelled waits for the record as long as it takes. */
+void fvm_source_abandon(struct fvm_source *source);
 /** Waits for the thread's end. */
 void fvm_source_join(struct fvm_source **source_p);
 /** "cancel" | "pause"; "postcopy" is FVM_EUNSUPPORTED. */

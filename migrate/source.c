@@ -321,6 +321,12 @@ void fvm_source_cancel(struct fvm_source *s)
         fvm_log(DEBUG, "migrate.cancel", "wake=full");
 }
 
+void fvm_source_abandon(struct fvm_source *s)
+{
+    __atomic_store_n(&s->abandon, true, __ATOMIC_RELEASE);
+    fvm_source_cancel(s);
+}
+
 void fvm_source_join(struct fvm_source **source_p)
 {
     struct fvm_source *s = *source_p;

@@ -339,7 +339,7 @@ void source_settle(struct fvm_source *s, const struct fvm_err *why)
             (err.code && waited > SOURCE_RUN_GONE_MS * 1000000ull) || waited > SOURCE_RUN_MS * 1000000ull;
         if (settle_once(s, give_up, taken_too_long))
             break;
-        if (cancel && waited > 60000000000ull)
+        if (__atomic_load_n(&s->abandon, __ATOMIC_ACQUIRE) && waited > 60000000000ull)
             break; /* told to end, and nobody can say who owns the guest: it stays paused */
         struct fvm_err lost = {0};
         if (source_pump(s, 3, &lost) != 0 && !err.code)

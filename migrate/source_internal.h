@@ -36,7 +36,7 @@ struct fvm_source {
     struct fvm_source_options opt; /* strings owned */
     pthread_t thread;
     int wake_fd;
-    bool cancel; /* atomic */
+    bool cancel, abandon; /* atomic */
     struct fvm_port *control, *bulk;
     struct fvm_codec *codec;
     struct fvm_memory *memory;
