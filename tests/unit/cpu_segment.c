@@ -17,7 +17,7 @@ static void loads(void)
     CU_ASSERT_EQUAL(EXEC(&f, "\x8e\xe0"), 0); /* mov fs, eax: null clears the base, as on Intel */
     CU_ASSERT_EQUAL(f.v->seg_base_fs, 0);
     CU_ASSERT_EQUAL(EXEC(&f, "\x8e\xd0"), 0); /* mov ss, eax: null is fine in ring 0 of 64-bit mode */
-    CU_ASSERT_EQUAL(f.v->int_shadow, 1);
+    CU_ASSERT_EQUAL(f.v->int_shadow, FVM_SHADOW_SS);
     f.v->regs[FVM_RAX] = S_KDATA;
     CU_ASSERT_EQUAL(EXEC(&f, "\x8e\xd0"), 0);
     f.v->regs[FVM_RAX] = ~0ull;

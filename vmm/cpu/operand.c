@@ -46,6 +46,18 @@ uint64_t fvm_operand_offset(const struct fvm_vcpu *v, const struct fvm_insn *ins
     return off & width_mask(insn->z.address_width / 8u);
 }
 
+unsigned fvm_insn_segment(const struct fvm_insn *insn)
+{
+    ZydisInstructionAttributes a = insn->z.attributes;
+
+    return a & ZYDIS_ATTRIB_HAS_SEGMENT_FS   ? FVM_FS
+           : a & ZYDIS_ATTRIB_HAS_SEGMENT_GS ? FVM_GS
+           : a & ZYDIS_ATTRIB_HAS_SEGMENT_ES ? FVM_ES
+           : a & ZYDIS_ATTRIB_HAS_SEGMENT_CS ? FVM_CS
+           : a & ZYDIS_ATTRIB_HAS_SEGMENT_SS ? FVM_SS
+                                             : FVM_DS;
+}
+
 int fvm_operand_linear(struct fvm_vcpu *v, const struct fvm_insn *insn, const ZydisDecodedOperand *op, unsigned len,
                        bool write, fvm_gva *ret_va, struct fvm_fault *fault)
 {

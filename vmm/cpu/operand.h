@@ -13,6 +13,8 @@ void fvm_reg_set(struct fvm_vcpu *v, unsigned reg, unsigned bytes, uint64_t valu
 /** Linear address of [seg:off, len) after segment checks (#GP(0), #SS(0)); in 64-bit mode canonical. */
 int fvm_segment_linear(struct fvm_vcpu *v, unsigned seg, uint64_t off, unsigned len, bool write, fvm_gva *ret_va,
                        struct fvm_fault *fault);
+/** Segment of an implicit DS operand: DS, or the override's. */
+unsigned fvm_insn_segment(const struct fvm_insn *insn);
 /** Linear address of a memory operand. */
 int fvm_operand_linear(struct fvm_vcpu *v, const struct fvm_insn *insn, const ZydisDecodedOperand *op, unsigned len,
                        bool write, fvm_gva *ret_va, struct fvm_fault *fault);

@@ -90,6 +90,7 @@ enum { /* bits of `request`: what another thread wants of a vCPU */
     FVM_REQ_SAFE_POINT = 256, /* somebody stops the world (translate/world.c) */
 };
 
+enum { FVM_SHADOW_STI = 1, FVM_SHADOW_SS = 2 /* mov ss, pop ss: no single-step trap either */ };
 enum fvm_vcpu_run { FVM_RUN_NORMAL, FVM_RUN_HALTED, FVM_RUN_WAIT_SIPI, FVM_RUN_SHUTDOWN };
 
 struct fvm_engine;      /* translator's own part (vmm/cpu/translate) */
@@ -106,7 +107,7 @@ struct fvm_vcpu {
     uint64_t seg_base_fs, seg_base_gs; /* == seg[FVM_FS/GS].base always: change both (fvm_vcpu_set_seg_base) */
     volatile uint32_t request;   /* FVM_REQ_*, atomic */
     uint8_t iflag;               /* RFLAGS.IF */
-    uint8_t int_shadow;          /* sti / mov ss: no interrupt before the next instruction is done */
+    uint8_t int_shadow;          /* FVM_SHADOW_*: no interrupt before the next instruction is done */
     uint8_t cpl;
     uint8_t run;                 /* enum fvm_vcpu_run */
     int64_t tsc_offset;          /* guest tsc = host tsc + this, if tsc_direct */

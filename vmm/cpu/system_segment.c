@@ -23,7 +23,7 @@ static int mov_seg(struct fvm_vcpu *v, const struct fvm_insn *insn, struct fvm_f
         fvm_segment_load(v, (unsigned)seg, (uint16_t)sel, fault))
         return FVM_FAULT;
     if (seg == FVM_SS)
-        v->int_shadow = 1;
+        v->int_shadow = FVM_SHADOW_SS;
     return 0;
 }
 
@@ -44,7 +44,7 @@ static int pop_seg(struct fvm_vcpu *v, const struct fvm_insn *insn, struct fvm_f
         return FVM_FAULT;
     if (fvm_vcpu_real(v) || fvm_vcpu_v86(v)) {
         fvm_stack_move(v, bytes);
-        v->int_shadow = seg == FVM_SS;
+        v->int_shadow = seg == FVM_SS ? FVM_SHADOW_SS : 0;
         return fvm_segment_load(v, seg, (uint16_t)sel, fault);
     }
     if (fvm_segment_judge(v, seg, (uint16_t)sel, &s, fault))
@@ -52,7 +52,7 @@ static int pop_seg(struct fvm_vcpu *v, const struct fvm_insn *insn, struct fvm_f
     fvm_stack_move(v, bytes); /* by the old SS */
     fvm_seg_set(v, seg, &s);
     if (seg == FVM_SS)
-        v->int_shadow = 1;
+        v->int_shadow = FVM_SHADOW_SS;
     return 0;
 }
 

@@ -225,16 +225,16 @@ static void dump_code(const struct fvm_vcpu *v, FILE *out)
 {
     struct fvm_insn in;
     char text[128];
-    uint64_t entry = fvm_shadow_peek(v->shadow, v->rip);
-    unsigned o = v->rip & FVM_PAGE_MASK;
-    if (!(entry & (FVM_S_KX | FVM_S_UX)) || !fvm_canonical(v->rip))
+    uint64_t lin = fvm_mode_linear(fvm_mode_of(v), v->rip), entry = fvm_shadow_peek(v->shadow, lin);
+    unsigned o = lin & FVM_PAGE_MASK;
+    if (!(entry & (FVM_S_KX | FVM_S_UX)) || !fvm_canonical(lin))
         return;
-    const uint8_t *page = (const uint8_t *)((v->rip & ~FVM_PAGE_MASK) + (entry & ~0xffull));
+    const uint8_t *page = (const uint8_t *)((lin & ~FVM_PAGE_MASK) + (entry & ~0xffull));
     for (unsigned n = 0; n < 6 && o < FVM_PAGE_SIZE; n++) {
         if (fvm_decode(page + o, FVM_PAGE_SIZE - o, fvm_vcpu_code_bits(v), &in) != FVM_DECODE_OK)
             break;
-        fprintf(out, "  %016" PRIx64 "  %s\n", (uint64_t)((v->rip & ~FVM_PAGE_MASK) + o),
-                fvm_decode_text(&in, (v->rip & ~FVM_PAGE_MASK) + o, text, sizeof text));
+        fprintf(out, "  %016" PRIx64 "  %s\n", (uint64_t)((lin & ~FVM_PAGE_MASK) + o),
+                fvm_decode_text(&in, (lin & ~FVM_PAGE_MASK) + o, text, sizeof text));
         o += in.len;
     }
 }
@@ -261,7 +261,7 @@ void fvm_vcpu_dump(const struct fvm_vcpu *v, FILE *out)
     fprintf(out, "last blocks dispatched, newest last:\n");
     uint32_t n = FVM_MIN(p->ring_pos, 48u);
     for (uint32_t k = p->ring_pos - n; k != p->ring_pos; k++)
-        fprintf(out, "  %016" PRIx64 " mode %02x\n", p->ring[k % FVM_RING].rip, p->ring[k % FVM_RING].mode);
+        fprintf(out, "  %016" PRIx64 " mode %" PRIx64 "\n", p->ring[k % FVM_RING].rip, p->ring[k % FVM_RING].mode);
 }
 
 void fvm_vcpu_run_until(struct fvm_vcpu *v, uint64_t until_rip, uint64_t max_blocks, struct fvm_run_result *ret)

@@ -22,8 +22,16 @@ static bool is_segment_or_a32(uint8_t b)
     return b == 0x26 || b == 0x2e || b == 0x36 || b == 0x3e || b == 0x64 || b == 0x65 || b == 0x67;
 }
 
+/* Prefixes of 16-bit code as 64-bit mode wants them; true: the byte stays. */
+static bool prefix_stays(uint8_t b, unsigned how)
+{
+    return !is_segment_or_a32(b) && (b != 0x66 || how == FVM_P66_KEEP);
+}
+
 static void take_apart(const struct fvm_insn *in, struct parts *p)
 {
+    bool code16 = in->z.machine_mode == ZYDIS_MACHINE_MODE_LEGACY_16;
+    unsigned how = code16 ? fvm_seg16_prefix(in) : FVM_P66_KEEP;
     const ZydisDecodedInstructionRaw *r = &in->z.raw;
     memset(p, 0, sizeof *p);
     unsigned at = 0;
@@ -34,10 +42,12 @@ static void take_apart(const struct fvm_insn *in, struct parts *p)
             p->rex = b;
         } else {
             p->has_rex = false; /* a REX that is not last does not count */
-            if (!is_segment_or_a32(b) && p->prefix_count < sizeof p->prefixes)
+            if (prefix_stays(b, how) && p->prefix_count < sizeof p->prefixes)
                 p->prefixes[p->prefix_count++] = b;
         }
     }
+    if (how == FVM_P66_ADD && p->prefix_count < sizeof p->prefixes)
+        p->prefixes[p->prefix_count++] = 0x66;
     p->op_at = at;
     p->modrm_at = r->modrm.offset;
     p->imm_at = r->modrm.offset + 1u;
@@ -149,10 +159,18 @@ void fvm_emit_copy(struct fvm_emit *em, const struct fvm_insn *in, unsigned bits
         return;
     }
     /* 16/32-bit code: drop address-size prefixes, which would be harmless but for their meaning in 64-bit mode */
-    unsigned at = 0;
+    unsigned at = 0, how = bits == 16 ? fvm_seg16_prefix(in) : FVM_P66_KEEP;
     for (unsigned k = 0; k < in->z.raw.prefix_count; k++, at++)
-        if (!is_segment_or_a32(in->bytes[at]))
+        if (prefix_stays(in->bytes[at], how))
             e8(em, in->bytes[at]);
+    if (how == FVM_P66_ADD)
+        e8(em, 0x66);
+    uint8_t op = in->bytes[at];
+    if ((op & 0xf0) == 0x40 && in->z.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY) { /* inc, dec: prefixes in 64-bit mode */
+        e8(em, 0xff);
+        e8(em, 0xc0 | (op & 15));
+        return;
+    }
     uint32_t first = em->at;
     e_opcode(em, in, at, in->len - at);
     if (in->z.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX && in->bytes[at] == 0xc4) {

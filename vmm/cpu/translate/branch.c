@@ -65,9 +65,8 @@ void fvm_tr_exit_direct(struct fvm_tr *tr, uint64_t target)
     tr->ended = true;
 }
 
-void fvm_tr_exit_cond(struct fvm_tr *tr, unsigned cc, uint64_t target, uint64_t next)
+void fvm_tr_exit_two(struct fvm_tr *tr, unsigned cc, uint64_t target, uint64_t next)
 {
-    fvm_tr_flags_restore(tr, tr->u);
     uint32_t n = exit_new(tr, target);
     fvm_tr_place(tr, 2);
     exit_cold(tr, n, e_jcc(&tr->em, cc));
@@ -77,6 +76,12 @@ void fvm_tr_exit_cond(struct fvm_tr *tr, unsigned cc, uint64_t target, uint64_t 
     tr->ended = true;
 }
 
+void fvm_tr_exit_cond(struct fvm_tr *tr, unsigned cc, uint64_t target, uint64_t next)
+{
+    fvm_tr_flags_restore(tr, tr->u);
+    fvm_tr_exit_two(tr, cc, target, next);
+}
+
 /* Goes on (no flag, no register changed) if the target's page has the entry that it had when the link was made. */
 static void page_check(struct fvm_tr *tr, struct fvm_exit *x)
 {
@@ -84,7 +89,7 @@ static void page_check(struct fvm_tr *tr, struct fvm_exit *x)
     x->check_off = em->at;
     e_fs_store(em, FVM_SLOT_TMP, FVM_RCX);
     e_fs_store(em, FVM_SLOT_TMP2, FVM_RDX);
-    e_mov_imm(em, FVM_RCX, ((x->target << 16) >> 28) * 8);
+    e_mov_imm(em, FVM_RCX, ((fvm_mode_linear(tr->mode, x->target) << 16) >> 28) * 8);
     e8(em, 0x65);
     e_op_mem(em, true, 0x8b, FVM_RCX, FVM_RCX, FVM_NOREG, 0, 0);
     e_rex(em, true, 0, 0, FVM_RDX);
@@ -120,7 +125,7 @@ void fvm_tr_cold_exit(struct fvm_tr *tr, struct fvm_cold *c)
     fvm_tr_place(tr, 1);
     x->jump2_off = e_jmp(em);
     e_patch(em, x->jump2_off, x->stub_off);
-    if ((x->target & ~FVM_PAGE_MASK) != (tr->rip & ~FVM_PAGE_MASK))
+    if ((fvm_mode_linear(tr->mode, x->target) & ~FVM_PAGE_MASK) != (tr->lin & ~FVM_PAGE_MASK))
         page_check(tr, x);
 }
 
@@ -138,7 +143,7 @@ void fvm_tr_exit_indirect(struct fvm_tr *tr)
 {
     struct fvm_emit *em = &tr->em;
     fvm_tr_flags_clobber(tr, FVM_ARITH_FLAGS);
-    if (tr->mode & FVM_MODE_SINGLE) { /* the jump cache leads to blocks that do not stop after one instruction */
+    if (tr->mode & (FVM_MODE_SINGLE | FVM_MODE_SEG)) { /* the jump cache leads to flat blocks of many instructions */
         e_fs_store(em, FVM_SLOT_TGT, tr->t);
         fvm_tr_restore_victims(tr);
         fvm_tr_jmp_tramp(tr, FVM_TRAMP_INDIRECT);
@@ -244,7 +249,7 @@ void fvm_tr_emit_branch(struct fvm_tr *tr, struct fvm_tr_insn *i)
     uint64_t target = next + (uint64_t)in->z.raw.imm[0].value.s;
     unsigned bytes = tr->bits / 8;
     if (tr->bits != 64)
-        target = in->z.operand_width == 16 && tr->bits == 32 ? (uint16_t)target : (uint32_t)target;
+        target = in->z.operand_width == 16 ? (uint16_t)target : (uint32_t)target;
     switch (i->class) {
     case FVM_C_JMP:
         fvm_tr_exit_direct(tr, target);
@@ -253,7 +258,10 @@ void fvm_tr_emit_branch(struct fvm_tr *tr, struct fvm_tr_insn *i)
         fvm_tr_exit_cond(tr, in->z.opcode & 15, target, next);
         break;
     case FVM_C_LOOP:
-        emit_loop(tr, i, target);
+        if (in->z.address_width == 16)
+            fvm_seg16_loop(tr, i, target);
+        else
+            emit_loop(tr, i, target);
         break;
     case FVM_C_CALL:
         fvm_tr_push_imm(tr, next, bytes);

@@ -240,7 +240,12 @@ void fvm_tr_classify(struct fvm_tr *tr, struct fvm_tr_insn *i)
     else if ((c = sensitive_class(tr, in)) < 0 && (c = branch_class(in)) < 0 && (c = string_class(in)) < 0 &&
              (c = plain_class(i, tr->bits)) < 0)
         c = fvm_insn_is_system(in) ? FVM_C_SYSTEM : memory_class(tr, i);
-    if (tr->bits == 32 && in->z.address_width == 16 && c != FVM_C_SYSTEM && c != FVM_C_LEA && c != FVM_C_DROP &&
+    if (tr->mode & FVM_MODE_SEG)
+        c = (int)fvm_seg16_class(tr, in, (unsigned)c);
+    else if (tr->bits == 32 && (in->z.attributes & ZYDIS_ATTRIB_HAS_SEGMENT_CS) && names_memory(in) && c != FVM_C_SYSTEM &&
+             c != FVM_C_LEA && c != FVM_C_DROP)
+        c = FVM_C_ONE; /* code segments are not writable */
+    else if (tr->bits == 32 && in->z.address_width == 16 && c != FVM_C_SYSTEM && c != FVM_C_LEA && c != FVM_C_DROP &&
         (names_memory(in) || c == FVM_C_STRING || c == FVM_C_LOOP))
         c = FVM_C_ONE; /* addresses that wrap at 64 KiB, counts in cx: exec_one's */
     i->class = (uint8_t)c;

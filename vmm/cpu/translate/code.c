@@ -69,7 +69,7 @@ static void link_exit(struct fvm_engine *e, struct fvm_vcpu *v, uint32_t n, uint
     if (from->dead || t->dead || (from->mode & FVM_MODE_SINGLE) || (t->mode & FVM_MODE_SINGLE) || e->config.single_block ||
         from->mode != t->mode || x->target != t->rip || (p->run_until_on && x->target == p->run_until))
         return;
-    uint64_t expect = x->check_off ? 0 - fvm_shadow_peek(v->shadow, x->target) : 0;
+    uint64_t expect = x->check_off ? 0 - fvm_shadow_peek(v->shadow, fvm_mode_linear(from->mode, x->target)) : 0;
     if (x->check_off && !expect)
         return;
     bool stop = e->vcpu_count > 1 && x->now != FVM_NONE && (x->now != to || !expects(e, x, expect));

@@ -40,6 +40,8 @@ enum { /* block mode: what the translation depends on besides the bytes */
     FVM_MODE_USER = 4,     /* CPL 3 */
     FVM_MODE_FPU_TRAP = 8, /* CR0.TS or EM */
     FVM_MODE_SINGLE = 16,  /* one instruction (single step, interrupt shadow); never linked */
+    FVM_MODE_SEG = 32,     /* segmented (seg16.c): CS base in bits 63:32 */
+    FVM_MODE_CS4G = 64,    /* segmented, CS limit 4 GiB; clear: 64 KiB, or another one, and then FVM_MODE_SINGLE is set */
 };
 
 struct fvm_insn_mark {     /* one per guest instruction: how to recover precise state at a host address */
@@ -49,9 +51,10 @@ struct fvm_insn_mark {     /* one per guest instruction: how to recover precise 
 };
 
 struct fvm_block {
-    uint64_t rip;          /* guest linear address */
+    uint64_t rip;          /* as the guest has it: in a segmented mode the offset in CS */
     uint64_t gpa;
     uint64_t gpa2;         /* second page when cross_page, else 0 */
+    uint64_t mode;         /* FVM_MODE_* */
     uint32_t code_off;     /* entry, from the cache's start */
     uint32_t inner_off;    /* behind the prologue: for jumps from blocks with the same victims, which stay spilled */
     uint32_t saved_off;    /* entry for guest flags in SLOT_FLAGS (== code_off if flags are dead on entry) */
@@ -63,7 +66,6 @@ struct fvm_block {
     uint32_t mark_first;   /* index into marks[] */
     uint16_t guest_len;
     uint8_t mark_count;
-    uint8_t mode;
     uint8_t victim[3];     /* guest registers spilled to SLOT_V0.. while the block runs */
     uint8_t victim_count;
     uint8_t live_flags;    /* guest flags read before written, as a mask != 0 */
@@ -176,7 +178,7 @@ struct fvm_vcpu_priv {
     uint64_t cpuid_generation; /* moves when the guest writes MSRs that show in CPUID */
     struct fvm_paging paging;  /* as last computed from cr0, cr4, efer, flags: valid while paging_key is theirs */
     uint64_t paging_key[3];
-    struct { uint64_t rip; uint32_t why; uint32_t mode; } ring[FVM_RING];
+    struct { uint64_t rip; uint64_t mode; } ring[FVM_RING];
     uint32_t ring_pos;
     struct fvm_engine_stats stats;
     bool run_until_on;
@@ -208,8 +210,14 @@ static inline struct fvm_jc_entry *fvm_jc(struct fvm_vcpu *v, bool user, uint64_
                 : (struct fvm_jc_entry *)((uint8_t *)v + FVM_OFF_JC) + (rip & (FVM_JC_ENTRIES - 1));
 }
 
+/** Linear address of an instruction pointer in a mode. */
+static inline uint64_t fvm_mode_linear(uint64_t mode, uint64_t rip)
+{
+    return mode & FVM_MODE_SEG ? (uint32_t)(rip + (mode >> 32)) : rip;
+}
+
 /* ---- lookup.c: fast-helper and signal safe ---- */
-uint32_t fvm_code_hash(const struct fvm_engine *e, uint64_t gpa, uint64_t rip, uint8_t mode);
+uint32_t fvm_code_hash(const struct fvm_engine *e, uint64_t gpa, uint64_t rip, uint64_t mode);
 /**
  * Translated code or a fast helper is about to write to a page with code, at once: may it? False: by C. (T, the translator, sets
  * `reading`, then looks at code_write of the others; the writer sets code_write, then looks at `reading`. One sees the other: T then
@@ -218,9 +226,9 @@ uint32_t fvm_code_hash(const struct fvm_engine *e, uint64_t gpa, uint64_t rip, u
 bool fvm_code_write_begin(struct fvm_vcpu *v, fvm_gpa gpa, uint64_t len);
 void fvm_code_set_rel32(struct fvm_engine *e, const struct fvm_block *from, uint32_t at, uint32_t to_off);
 void fvm_code_unlink_exit(struct fvm_engine *e, uint32_t exit);
-uint8_t fvm_mode_of(const struct fvm_vcpu *v);
+uint64_t fvm_mode_of(const struct fvm_vcpu *v);
 /** Block for a guest physical address, linear address and mode, or FVM_NONE. Fast-helper safe. */
-uint32_t fvm_code_find(const struct fvm_engine *e, uint64_t gpa, uint64_t rip, uint8_t mode);
+uint32_t fvm_code_find(const struct fvm_engine *e, uint64_t gpa, uint64_t rip, uint64_t mode);
 /* ---- code.c ---- */
 /** Link if nobody else has the lock. Not a safe point. */
 void fvm_code_link(struct fvm_engine *e, struct fvm_vcpu *v, uint32_t exit, uint32_t to);
@@ -259,7 +267,7 @@ void fvm_world_go(struct fvm_engine *e);
 
 /* ---- front.c ---- */
 /** Translate at v->rip. FVM_NONE with *fault filled on a guest fault; may flush the cache. */
-uint32_t fvm_translate(struct fvm_vcpu *v, uint8_t mode, struct fvm_fault *fault);
+uint32_t fvm_translate(struct fvm_vcpu *v, uint64_t mode, struct fvm_fault *fault);
 
 /* ---- fast.c ---- */
 unsigned fvm_fast_mem(struct fvm_vcpu *v);
@@ -279,9 +287,9 @@ unsigned fvm_fast_deliver(struct fvm_vcpu *v, uint32_t site, const struct fvm_fa
 enum { FVM_FAST_SYSCALL = 1, FVM_FAST_SYSRETQ, FVM_FAST_SYSRETL, FVM_FAST_IRETQ, FVM_FAST_CR3, FVM_FAST_INVLPG, FVM_FAST_WRMSR,
        FVM_FAST_CPUID, FVM_FAST_WRFSBASE, FVM_FAST_WRGSBASE, FVM_FAST_XSAVE, FVM_FAST_XRSTOR };
 /** From here on the jump cache is this mode's: entries of another mode go. */
-void fvm_jc_mode(struct fvm_vcpu *v, uint8_t mode);
+void fvm_jc_mode(struct fvm_vcpu *v, uint64_t mode);
 /** Remember rip -> code in the jump cache of the mode. */
-void fvm_jc_fill(struct fvm_vcpu *v, uint64_t rip, uint8_t mode, uint64_t code);
+void fvm_jc_fill(struct fvm_vcpu *v, uint64_t rip, uint64_t mode, uint64_t code);
 
 /* ---- recover.c ---- */
 /** Make v's state precise at the instruction of a site/mark: restores spilled registers, flags, rip. */

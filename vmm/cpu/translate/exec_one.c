@@ -6,6 +6,7 @@
  * (if the instruction reads it), one translated instruction runs with its operand redirected, the operand is written
  * back (if it writes). So nothing here knows what an instruction computes. Stack instructions are done in C.
  */
+#include "vmm/cpu/descriptor.h"
 #include "vmm/cpu/operand.h"
 #include "vmm/cpu/translate/emit.h"
 #include "vmm/cpu/translate/engine.h"
@@ -14,22 +15,30 @@
 int fvm_exec_fetch(struct fvm_vcpu *v, struct fvm_insn *ret, struct fvm_fault *fault)
 {
     uint8_t buf[16];
-    unsigned first = (unsigned)(FVM_PAGE_SIZE - (v->rip & FVM_PAGE_MASK)), have = FVM_MIN(first, 15u);
+    uint64_t va = v->rip;
+    if (fvm_vcpu_code_bits(v) != 64)
+        va = (uint32_t)(va + v->seg[FVM_CS].base);
+    unsigned first = (unsigned)(FVM_PAGE_SIZE - (va & FVM_PAGE_MASK)), have = FVM_MIN(first, 15u);
     unsigned user = v->cpl == 3 ? FVM_USER : 0;
     for (unsigned at = 0;;) {
         uint64_t entry;
         fvm_gpa gpa;
-        enum fvm_shadow_result r = fvm_shadow_miss(v->shadow, v->rip + at, FVM_X | user, &entry, &gpa, fault);
+        uint64_t from = fvm_vcpu_code_bits(v) == 64 ? va + at : (uint32_t)(va + at);
+        enum fvm_shadow_result r = fvm_shadow_miss(v->shadow, from, FVM_X | user, &entry, &gpa, fault);
         if (r == FVM_SHADOW_FAULT)
             return FVM_FAULT;
         if (r != FVM_SHADOW_OK) {
             *fault = (struct fvm_fault){.vector = FVM_EXC_GP, .has_code = true};
             return FVM_FAULT;
         }
-        memcpy(buf + at, (const void *)(v->rip + at + (entry & ~0xffull)), have - at);
+        memcpy(buf + at, (const void *)(from + (entry & ~0xffull)), have - at);
         int d = fvm_decode(buf, have, fvm_vcpu_code_bits(v), ret);
-        if (d == FVM_DECODE_OK)
-            return 0;
+        if (d == FVM_DECODE_OK) {
+            if (fvm_seg16_fetch_ok(v, v->rip, ret->len))
+                return 0;
+            *fault = (struct fvm_fault){.vector = FVM_EXC_GP, .has_code = true};
+            return FVM_FAULT;
+        }
         if (d == FVM_DECODE_BAD || have == 15) {
             *fault = (struct fvm_fault){.vector = FVM_EXC_UD};
             return FVM_FAULT;
@@ -43,7 +52,7 @@ static uint64_t next_rip(const struct fvm_vcpu *v, const struct fvm_insn *in)
 {
     uint64_t n = v->rip + in->len;
     unsigned bits = fvm_vcpu_code_bits(v);
-    return bits == 64 ? n : bits == 32 ? (uint32_t)n : (uint16_t)n;
+    return bits == 64 ? n : (uint32_t)n; /* 16-bit code: what is beyond the limit faults when it is fetched */
 }
 
 /* Run the snippet: guest registers loaded, one instruction on fs:[bounce], back. 0 or FVM_FAULT (the host trapped). */
@@ -197,6 +206,8 @@ static unsigned stack_bytes(const struct fvm_vcpu *v, const struct fvm_insn *in)
     return in->z.operand_width / 8u;
 }
 
+static uint64_t to_width(uint64_t x, unsigned bytes) { return bytes == 8 ? x : bytes == 4 ? (uint32_t)x : (uint16_t)x; }
+
 static int exec_enter(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_fault *fault)
 {
     unsigned bytes = stack_bytes(v, in), level = (unsigned)in->ops[1].imm.value.u & 31;
@@ -270,11 +281,12 @@ static int exec_stack(struct fvm_vcpu *v, const struct fvm_insn *in, uint64_t *r
             value = next + (uint64_t)in->z.raw.imm[0].value.s;
         else if (fvm_operand_read(v, in, &in->ops[0], bytes, &value, fault))
             return FVM_FAULT;
-        if (fvm_stack_push(v, bytes, &next, 1, fault))
+        value = to_width(value, bytes);
+        if (fvm_desc_check_rip(v, &v->seg[FVM_CS], value, 0, fault) || fvm_stack_push(v, bytes, &next, 1, fault))
             return FVM_FAULT;
         break;
     case ZYDIS_MNEMONIC_RET:
-        if (fvm_stack_peek(v, 0, bytes, &value, 1, fault))
+        if (fvm_stack_peek(v, 0, bytes, &value, 1, fault) || fvm_desc_check_rip(v, &v->seg[FVM_CS], value, 0, fault))
             return FVM_FAULT;
         fvm_stack_move(v, bytes + (in->z.operand_count_visible ? (int64_t)in->ops[0].imm.value.u : 0));
         break;
@@ -302,21 +314,19 @@ static int exec_stack(struct fvm_vcpu *v, const struct fvm_insn *in, uint64_t *r
     default:
         return -1;
     }
-    *ret_next = bytes == 8 ? value : bytes == 4 ? (uint32_t)value : (uint16_t)value;
-    return 0;
+    *ret_next = to_width(value, bytes);
+    return fvm_desc_check_rip(v, &v->seg[FVM_CS], *ret_next, 0, fault);
 }
 
 static int exec_xlat(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_fault *fault)
 {
     uint64_t off = v->regs[FVM_RBX] + (v->regs[FVM_RAX] & 0xff);
     uint8_t b;
+    fvm_gva va;
     if (in->z.address_width != 64)
         off = in->z.address_width == 32 ? (uint32_t)off : (uint16_t)off;
-    if (in->z.attributes & ZYDIS_ATTRIB_HAS_SEGMENT_FS)
-        off += v->seg_base_fs;
-    if (in->z.attributes & ZYDIS_ATTRIB_HAS_SEGMENT_GS)
-        off += v->seg_base_gs;
-    if (fvm_vmem_read(v, off, &b, 1, FVM_AS_CPL, fault))
+    if (fvm_segment_linear(v, fvm_insn_segment(in), off, 1, false, &va, fault) ||
+        fvm_vmem_read(v, va, &b, 1, FVM_AS_CPL, fault))
         return FVM_FAULT;
     fvm_reg_set(v, FVM_RAX, 1, b);
     return 0;
@@ -327,7 +337,8 @@ int fvm_exec_one(struct fvm_vcpu *v, struct fvm_fault *fault)
     struct fvm_insn in;
     if (fvm_exec_fetch(v, &in, fault))
         return FVM_FAULT;
-    if (!fvm_cpu_model_allows(v->model, &in)) {
+    bool selector_style = fvm_vcpu_real(v) || fvm_vcpu_v86(v); /* no VEX there */
+    if (!fvm_cpu_model_allows(v->model, &in) || (selector_style && in.z.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY)) {
         *fault = (struct fvm_fault){.vector = FVM_EXC_UD};
         return FVM_FAULT;
     }

@@ -104,7 +104,7 @@ void fvm_engine_exec_flushed(struct fvm_vcpu *v)
         zero_words(v->gs_base - FVM_JC_USER_BYTES / 8, FVM_JC_USER_BYTES / 8);
 }
 
-void fvm_jc_mode(struct fvm_vcpu *v, uint8_t mode)
+void fvm_jc_mode(struct fvm_vcpu *v, uint64_t mode)
 {
     bool user = (mode & FVM_MODE_USER) != 0;
     uint64_t *tag = user ? v->gs_base - FVM_HEAD_USED / 8 : (uint64_t *)((uint8_t *)v + FVM_OFF_JC + FVM_JC_BYTES);
@@ -115,7 +115,7 @@ void fvm_jc_mode(struct fvm_vcpu *v, uint8_t mode)
     }
 }
 
-void fvm_jc_fill(struct fvm_vcpu *v, uint64_t rip, uint8_t mode, uint64_t code)
+void fvm_jc_fill(struct fvm_vcpu *v, uint64_t rip, uint64_t mode, uint64_t code)
 {
     fvm_jc_mode(v, mode);
     struct fvm_jc_entry *j = fvm_jc(v, (mode & FVM_MODE_USER) != 0, rip);
@@ -127,20 +127,21 @@ void fvm_jc_fill(struct fvm_vcpu *v, uint64_t rip, uint8_t mode, uint64_t code)
 uint64_t fvm_fast_find(struct fvm_vcpu *v, uint64_t rip)
 {
     struct fvm_engine *e = v->engine;
-    uint8_t mode = fvm_mode_of(v);
+    uint64_t mode = fvm_mode_of(v), va = fvm_mode_linear(mode, rip);
     const struct fvm_vcpu_priv *p = v->priv;
     bool irq = v->iflag && *(uint8_t *)fvm_slot(v, FVM_SLOT_WINDOW); /* it waited for an interrupt shadow's end */
     if (mode & FVM_MODE_SINGLE || e->config.single_block || v->request || irq || (p->run_until_on && rip == p->run_until))
         return 0;
-    uint64_t entry = fvm_shadow_peek(v->shadow, rip);
+    uint64_t entry = fvm_shadow_peek(v->shadow, va);
     if (!(entry & (mode & FVM_MODE_USER ? FVM_S_UX : FVM_S_KX)))
         return 0;
-    uint64_t gpa = rip + (entry & ~0xffull) - (uint64_t)(uintptr_t)v->ram->base;
+    uint64_t gpa = va + (entry & ~0xffull) - (uint64_t)(uintptr_t)v->ram->base;
     uint32_t n = fvm_code_find(e, gpa, rip, mode);
     if (n == FVM_NONE)
         return 0;
     uint64_t code = (uint64_t)(uintptr_t)e->code + e->blocks[n].canon_off;
-    fvm_jc_fill(v, rip, mode, code);
+    if (!(mode & FVM_MODE_SEG)) /* whose indirect branches do not look there */
+        fvm_jc_fill(v, rip, mode, code);
     *fvm_slot(v, FVM_SLOT_V0) = v->regs[FVM_R15]; /* what that entry expects */
     *fvm_slot(v, FVM_SLOT_V1) = v->regs[FVM_R14];
     return code;

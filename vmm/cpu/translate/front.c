@@ -68,7 +68,7 @@ static int fetch_page(struct fvm_vcpu *v, uint64_t va, bool user, const uint8_t 
 
 static uint64_t second_page(const struct fvm_tr *tr)
 {
-    uint64_t va = (tr->rip & ~FVM_PAGE_MASK) + FVM_PAGE_SIZE;
+    uint64_t va = (tr->lin & ~FVM_PAGE_MASK) + FVM_PAGE_SIZE;
     return tr->bits == 64 ? va : (uint32_t)va;
 }
 
@@ -84,9 +84,10 @@ static void note_bytes(struct fvm_engine *e, uint64_t gpa, unsigned len)
 static uint16_t flags_live_at(struct fvm_tr *tr, const struct fetch *f, uint64_t target)
 {
     uint16_t pending = FVM_ARITH_FLAGS;
-    if ((target & ~FVM_PAGE_MASK) != (tr->rip & ~FVM_PAGE_MASK))
+    uint64_t lin = fvm_mode_linear(tr->mode, target);
+    if ((lin & ~FVM_PAGE_MASK) != (tr->lin & ~FVM_PAGE_MASK))
         return pending;
-    unsigned o = target & FVM_PAGE_MASK, first = o;
+    unsigned o = lin & FVM_PAGE_MASK, first = o;
     struct fvm_tr_insn i;
     for (unsigned n = 0; n < 6 && pending; n++) {
         memset(&i, 0, offsetof(struct fvm_tr_insn, in));
@@ -140,7 +141,7 @@ static bool pick_victims(uint16_t used, uint8_t need, bool high, uint8_t ret[3])
 
 static int decode_block(struct fvm_tr *tr, struct fetch *f, struct fvm_fault *fault)
 {
-    unsigned o = tr->rip & FVM_PAGE_MASK, max = tr->mode & FVM_MODE_SINGLE ? 1 : FVM_BLOCK_INSNS_MAX;
+    unsigned o = tr->lin & FVM_PAGE_MASK, max = tr->mode & FVM_MODE_SINGLE ? 1 : FVM_BLOCK_INSNS_MAX;
     uint16_t used = 0;
     uint8_t need = 0;
     bool high = false;
@@ -162,7 +163,7 @@ static int decode_block(struct fvm_tr *tr, struct fetch *f, struct fvm_fault *fa
             r = fvm_decode(both, have + 15, tr->bits, &i->in);
             tr->b->cross_page = 1;
         }
-        i->off = (uint16_t)(o - (tr->rip & FVM_PAGE_MASK));
+        i->off = (uint16_t)(o - (tr->lin & FVM_PAGE_MASK));
         if (r != FVM_DECODE_OK) {
             if (tr->n)
                 break;
@@ -170,6 +171,11 @@ static int decode_block(struct fvm_tr *tr, struct fetch *f, struct fvm_fault *fa
             i->in.len = 1;
             tr->n = 1;
             return 0;
+        }
+        if (FVM_UNLIKELY(tr->mode & FVM_MODE_SEG) && !fvm_seg16_fetch_ok(tr->v, tr->rip + i->off, i->in.len)) {
+            if (tr->n)
+                break;
+            return fvm_raise_gp0(fault);
         }
         fvm_tr_classify(tr, i);
         uint8_t v3[3];
@@ -384,12 +390,13 @@ static void emit_block(struct fvm_tr *tr, const struct fetch *f)
     emit_entries(tr, to_dead);
 }
 
-static void begin_block(struct fvm_tr *tr, struct fvm_vcpu *v, uint8_t mode, uint64_t gpa)
+static void begin_block(struct fvm_tr *tr, struct fvm_vcpu *v, uint64_t mode, uint64_t gpa)
 {
     struct fvm_engine *e = v->engine;
     tr->v = v;
     tr->e = e;
     tr->rip = v->rip;
+    tr->lin = fvm_mode_linear(mode, v->rip);
     tr->mode = mode;
     tr->bits = (mode & FVM_MODE_BITS) == 2 ? 64 : (mode & FVM_MODE_BITS) == 1 ? 32 : 16;
     tr->user = (mode & FVM_MODE_USER) != 0;
@@ -408,7 +415,7 @@ static bool room_for_block(const struct fvm_engine *e)
            e->mark_count + FVM_BLOCK_INSNS_MAX < e->mark_max;
 }
 
-static uint32_t translate(struct fvm_vcpu *v, uint8_t mode, struct fvm_fault *fault)
+static uint32_t translate(struct fvm_vcpu *v, uint64_t mode, struct fvm_fault *fault)
 {
     struct fvm_engine *e = v->engine;
     struct fetch f = {0};
@@ -418,7 +425,7 @@ static uint32_t translate(struct fvm_vcpu *v, uint8_t mode, struct fvm_fault *fa
         fvm_code_flush(e);
         fvm_world_go(e);
     }
-    if (fetch_page(v, v->rip, (mode & FVM_MODE_USER) != 0, &f.page, &f.gpa, &entry, fault))
+    if (fetch_page(v, fvm_mode_linear(mode, v->rip), (mode & FVM_MODE_USER) != 0, &f.page, &f.gpa, &entry, fault))
         return FVM_NONE;
     struct fvm_tr tr;
     struct fvm_tr_insn insns[FVM_BLOCK_INSNS_MAX];
@@ -452,15 +459,15 @@ static uint32_t translate(struct fvm_vcpu *v, uint8_t mode, struct fvm_fault *fa
 }
 
 /* Another vCPU may have translated it while this one waited for the lock. */
-static uint32_t found_meanwhile(const struct fvm_vcpu *v, uint8_t mode)
+static uint32_t found_meanwhile(const struct fvm_vcpu *v, uint64_t mode)
 {
-    uint64_t entry = fvm_shadow_peek(v->shadow, v->rip);
+    uint64_t va = fvm_mode_linear(mode, v->rip), entry = fvm_shadow_peek(v->shadow, va);
     if (v->engine->vcpu_count == 1 || !(entry & (mode & FVM_MODE_USER ? FVM_S_UX : FVM_S_KX)))
         return FVM_NONE;
-    return fvm_code_find(v->engine, v->rip + (entry & ~0xffull) - (uint64_t)(uintptr_t)v->ram->base, v->rip, mode);
+    return fvm_code_find(v->engine, va + (entry & ~0xffull) - (uint64_t)(uintptr_t)v->ram->base, v->rip, mode);
 }
 
-uint32_t fvm_translate(struct fvm_vcpu *v, uint8_t mode, struct fvm_fault *fault)
+uint32_t fvm_translate(struct fvm_vcpu *v, uint64_t mode, struct fvm_fault *fault)
 {
     struct fvm_engine *e = v->engine;
     fvm_world_lock(e);

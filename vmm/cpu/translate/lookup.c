@@ -2,12 +2,39 @@
  * lookup.c - reading the code cache's tables and cutting links: what fast helpers and the signal handler may call.
  * Compiled without vector registers; no libc, no locks.
  */
+#include "vmm/cpu/descriptor.h"
 #include "vmm/cpu/translate/engine.h"
 
-uint8_t fvm_mode_of(const struct fvm_vcpu *v)
+/* 32-bit code whose addresses are linear addresses, whichever segment they go through (FS and GS have a base all the same). */
+static bool flat(const struct fvm_vcpu *v)
+{
+    const uint16_t data = FVM_A_P | FVM_A_S | FVM_A_CODE | FVM_A_DOWN | FVM_A_WRITABLE;
+    for (unsigned k = FVM_ES; k <= FVM_DS; k++) {
+        const struct fvm_seg *s = &v->seg[k];
+        if (s->base || s->limit != 0xffffffff ||
+            (k != FVM_CS && (s->attr & data) != (FVM_A_P | FVM_A_S | FVM_A_WRITABLE)))
+            return false;
+    }
+    return (v->seg[FVM_SS].attr & FVM_A_D) != 0;
+}
+
+static uint64_t seg_mode(const struct fvm_vcpu *v)
+{
+    const struct fvm_seg *cs = &v->seg[FVM_CS];
+    uint64_t mode = FVM_MODE_SEG | cs->base << 32;
+    if (cs->limit == 0xffffffff)
+        mode |= FVM_MODE_CS4G;
+    else if (cs->limit != 0xffff)
+        mode |= FVM_MODE_SINGLE;
+    return mode;
+}
+
+uint64_t fvm_mode_of(const struct fvm_vcpu *v)
 {
     unsigned bits = fvm_vcpu_code_bits(v);
-    uint8_t mode = bits == 64 ? 2 : bits == 32 ? 1 : 0;
+    uint64_t mode = bits == 64 ? 2 : bits == 32 ? 1 : 0;
+    if (bits == 16 || (bits == 32 && !flat(v)))
+        mode |= seg_mode(v);
     if (v->cpl == 3)
         mode |= FVM_MODE_USER;
     if (v->cr0 & (FVM_CR0_TS | FVM_CR0_EM))
@@ -17,13 +44,13 @@ uint8_t fvm_mode_of(const struct fvm_vcpu *v)
     return mode;
 }
 
-uint32_t fvm_code_hash(const struct fvm_engine *e, uint64_t gpa, uint64_t rip, uint8_t mode)
+uint32_t fvm_code_hash(const struct fvm_engine *e, uint64_t gpa, uint64_t rip, uint64_t mode)
 {
-    uint64_t h = (gpa ^ (rip >> 7) ^ (uint64_t)mode << 20) * 0x9e3779b97f4a7c15ull;
+    uint64_t h = (gpa ^ (rip >> 7) ^ mode << 20) * 0x9e3779b97f4a7c15ull;
     return (uint32_t)(h >> 40) & e->hash_mask;
 }
 
-uint32_t fvm_code_find(const struct fvm_engine *e, uint64_t gpa, uint64_t rip, uint8_t mode)
+uint32_t fvm_code_find(const struct fvm_engine *e, uint64_t gpa, uint64_t rip, uint64_t mode)
 {
     uint32_t n = __atomic_load_n(&e->hash[fvm_code_hash(e, gpa, rip, mode)], __ATOMIC_ACQUIRE);
     for (; n != FVM_NONE; n = e->blocks[n].next_hash) {

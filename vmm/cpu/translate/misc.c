@@ -13,7 +13,7 @@ static void emit_lea(struct fvm_tr *tr, struct fvm_tr_insn *i)
     unsigned width = i->in.ops[0].size;
     fvm_tr_memref(tr, i, 1, &m);
     if (m.base == FVM_NOREG && m.index == FVM_NOREG) {
-        uint64_t a = (uint64_t)m.disp;
+        uint64_t a = i->in.z.address_width == 16 ? (uint16_t)m.disp : (uint64_t)m.disp;
         if (width == 16) {
             e8(em, 0x66);
             if (d >= 8)

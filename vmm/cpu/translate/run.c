@@ -163,14 +163,18 @@ static void wait_halted(struct fvm_vcpu *v)
 
 /* ---- blocks ---- */
 
-static uint32_t block_for(struct fvm_vcpu *v, uint8_t mode, struct fvm_fault *fault)
+static uint32_t block_for(struct fvm_vcpu *v, uint64_t mode, struct fvm_fault *fault)
 {
     struct fvm_engine *e = v->engine;
     struct fvm_vcpu_priv *p = v->priv;
-    uint64_t entry = fvm_shadow_peek(v->shadow, v->rip);
+    uint64_t va = fvm_mode_linear(mode, v->rip), entry = fvm_shadow_peek(v->shadow, va);
     uint32_t n = FVM_NONE;
+    if (FVM_UNLIKELY(mode & FVM_MODE_SEG) && v->rip > v->seg[FVM_CS].limit) { /* less than the translation counted on */
+        *fault = (struct fvm_fault){.vector = FVM_EXC_GP, .has_code = true};
+        return FVM_NONE;
+    }
     if (entry & (mode & FVM_MODE_USER ? FVM_S_UX : FVM_S_KX))
-        n = fvm_code_find(e, v->rip + (entry & ~0xffull) - (uint64_t)(uintptr_t)v->ram->base, v->rip, mode);
+        n = fvm_code_find(e, va + (entry & ~0xffull) - (uint64_t)(uintptr_t)v->ram->base, v->rip, mode);
     if (n == FVM_NONE) {
         uint64_t t0 = fvm_now_ns();
         n = fvm_translate(v, mode, fault);
@@ -179,7 +183,7 @@ static uint32_t block_for(struct fvm_vcpu *v, uint8_t mode, struct fvm_fault *fa
     return n;
 }
 
-static void enter_block(struct fvm_vcpu *v, uint32_t n, uint8_t mode)
+static void enter_block(struct fvm_vcpu *v, uint32_t n, uint64_t mode)
 {
     struct fvm_vcpu_priv *p = v->priv;
     struct fvm_engine *e = v->engine;
@@ -187,9 +191,9 @@ static void enter_block(struct fvm_vcpu *v, uint32_t n, uint8_t mode)
     if (p->link_exit != FVM_NONE && p->link_generation == e->flush_generation && e->exits[p->link_exit].target == v->rip)
         fvm_code_link(e, v, p->link_exit, n);
     p->link_exit = FVM_NONE;
-    if (p->fill_jump_cache && !(mode & FVM_MODE_SINGLE) && !e->config.single_block && !p->run_until_on)
+    if (p->fill_jump_cache && !(mode & (FVM_MODE_SINGLE | FVM_MODE_SEG)) && !e->config.single_block && !p->run_until_on)
         fvm_jc_fill(v, v->rip, mode, (uint64_t)(uintptr_t)e->code + b->canon_off);
-    else if (!(mode & FVM_MODE_SINGLE))
+    else if (!(mode & (FVM_MODE_SINGLE | FVM_MODE_SEG)))
         fvm_jc_mode(v, mode);
     p->fill_jump_cache = false;
     p->ring[p->ring_pos % FVM_RING].rip = v->rip;
@@ -347,11 +351,7 @@ bool fvm_run_step(struct fvm_vcpu *v, struct fvm_run_result *result)
     }
     if (v->run == FVM_RUN_SHUTDOWN)
         return false;
-    uint8_t mode = fvm_mode_of(v);
-    if (FVM_UNLIKELY((mode & FVM_MODE_BITS) == 0)) {
-        shutdown_vcpu(v, "16-bit code, which this version of fvm does not run");
-        return false;
-    }
+    uint64_t mode = fvm_mode_of(v);
     if (v->engine->config.single_insn)
         mode |= FVM_MODE_SINGLE;
     uint32_t n = block_for(v, mode, &fault);
@@ -367,7 +367,7 @@ bool fvm_run_step(struct fvm_vcpu *v, struct fvm_run_result *result)
     }
     if (handle_exit(v, &fault))
         return take_fault(v, &fault, result);
-    if (FVM_UNLIKELY(trap) && !p->return_faults) {
+    if (FVM_UNLIKELY(trap) && !p->return_faults && v->int_shadow != FVM_SHADOW_SS) {
         struct fvm_fault db = {.vector = FVM_EXC_DB};
         v->dr[6] |= 0x4000; /* BS */
         deliver(v, FVM_EVENT_FAULT, &db);

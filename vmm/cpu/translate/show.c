@@ -25,7 +25,7 @@ void fvm_tr_show(const struct fvm_tr *tr)
     FILE *f = c->trace_file ? c->trace_file : stderr;
     char text[128];
     uint32_t hot_end = tr->cold_from;
-    fprintf(f, "block %u rip %" PRIx64 " mode %02x victims %u, %u bytes hot, %u in all\n", tr->block, tr->rip, tr->mode,
+    fprintf(f, "block %u rip %" PRIx64 " mode %" PRIx64 " victims %u, %u bytes hot, %u in all\n", tr->block, tr->rip, tr->mode,
             tr->b->victim_count, hot_end, tr->em.at);
     show_host(tr, 0, tr->b->inner_off - tr->b->code_off, f);
     for (unsigned k = 0; k < tr->n; k++) {

@@ -10,6 +10,7 @@
 #include "vmm/cpu/translate/engine.h"
 
 #define ELEMENTS_PER_CALL 16 /* few: what made the fast way fail (translated code, say) is often gone after one */
+#define ELEMENTS_SEGMENTED 256 /* there is no fast way */
 
 bool fvm_insn_is_string(const struct fvm_insn *in)
 {
@@ -19,7 +20,7 @@ bool fvm_insn_is_string(const struct fvm_insn *in)
 struct string_state {
     unsigned size, width; /* of an element, of an address: bytes */
     bool back;
-    uint64_t src_base, dst_base; /* segments */
+    unsigned src_seg;
 };
 
 static uint64_t amask(const struct string_state *s, uint64_t x)
@@ -46,10 +47,16 @@ static void set_compare_flags(struct fvm_vcpu *v, unsigned size, uint64_t a, uin
 
 static int one_element(struct fvm_vcpu *v, const struct fvm_insn *in, const struct string_state *s, struct fvm_fault *fault)
 {
-    uint64_t src = s->src_base + amask(s, v->regs[FVM_RSI]), dst = s->dst_base + amask(s, v->regs[FVM_RDI]), a = 0, b = 0;
-    unsigned n = s->size;
+    uint64_t a = 0, b = 0;
+    fvm_gva src = 0, dst = 0;
+    unsigned n = s->size, op = in->z.opcode & 0xfe;
     uint16_t port = (uint16_t)v->regs[FVM_RDX];
-    switch (in->z.opcode & 0xfe) {
+    bool reads_src = op == 0xa4 || op == 0xa6 || op == 0xac || op == 0x6e, uses_dst = op != 0xac && op != 0x6e;
+    bool writes = op == 0xa4 || op == 0xaa || op == 0x6c;
+    if ((reads_src && fvm_segment_linear(v, s->src_seg, amask(s, v->regs[FVM_RSI]), n, false, &src, fault)) ||
+        (uses_dst && fvm_segment_linear(v, FVM_ES, amask(s, v->regs[FVM_RDI]), n, writes, &dst, fault)))
+        return FVM_FAULT;
+    switch (op) {
     case 0xa4: /* movs */
         if (fvm_vmem_read(v, src, &a, n, FVM_AS_CPL, fault) || fvm_vmem_write(v, dst, &a, n, FVM_AS_CPL, fault))
             return FVM_FAULT;
@@ -103,17 +110,16 @@ int fvm_exec_string(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_fa
     bool io = in->z.meta.category == ZYDIS_CATEGORY_IOSTRINGOP;
     if (io && s.size == 8)
         s.size = 4;
-    if (io && v->cpl > ((v->rflags & FVM_F_IOPL) >> 12)) {
-        *fault = (struct fvm_fault){.vector = FVM_EXC_GP, .has_code = true};
+    if (io && fvm_system_io_check(v, (uint16_t)v->regs[FVM_RDX], s.size, fault))
         return FVM_FAULT;
-    }
-    s.src_base = attr & ZYDIS_ATTRIB_HAS_SEGMENT_FS ? v->seg_base_fs : attr & ZYDIS_ATTRIB_HAS_SEGMENT_GS ? v->seg_base_gs : 0;
+    s.src_seg = fvm_insn_segment(in);
     bool rep = (attr & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE)) != 0;
     bool compares = (in->z.opcode & 0xf6) == 0xa6;
     uint64_t next = v->rip + in->len;
     if (fvm_vcpu_code_bits(v) != 64)
         next = (uint32_t)next;
-    for (unsigned n = 0; n < ELEMENTS_PER_CALL; n++) {
+    unsigned most = fvm_mode_of(v) & FVM_MODE_SEG ? ELEMENTS_SEGMENTED : ELEMENTS_PER_CALL;
+    for (unsigned n = 0; n < most; n++) {
         if (rep && !amask(&s, v->regs[FVM_RCX])) {
             v->rip = next;
             return 0;
@@ -183,10 +189,8 @@ int fvm_exec_gather(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_fa
     }
     ymm_get(v, d, data), ymm_get(v, m, msk), ymm_get(v, x, idx);
     uint64_t base = mem->mem.base == ZYDIS_REGISTER_NONE ? 0 : v->regs[fvm_decode_gpr(mem->mem.base, &high)];
-    uint64_t seg_base = 0;
+    int seg = fvm_decode_seg(mem->mem.segment);
     base += (uint64_t)mem->mem.disp.value;
-    if (mem->mem.segment == ZYDIS_REGISTER_FS || mem->mem.segment == ZYDIS_REGISTER_GS)
-        seg_base = mem->mem.segment == ZYDIS_REGISTER_FS ? v->seg_base_fs : v->seg_base_gs;
     int r = 0;
     for (unsigned k = 0; k < count && !r; k++) {
         if (msk[k * dsz + dsz - 1] & 0x80) {
@@ -198,11 +202,12 @@ int fvm_exec_gather(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_fa
                 i = (int32_t)((uint32_t)idx[4 * k] | (uint32_t)idx[4 * k + 1] << 8 | (uint32_t)idx[4 * k + 2] << 16 |
                               (uint32_t)idx[4 * k + 3] << 24);
             uint64_t off = base + (uint64_t)i * mem->mem.scale;
-            r = fvm_vmem_read(v, seg_base + (in->z.address_width == 32 ? (uint32_t)off : off), element, dsz, FVM_AS_CPL, fault);
+            fvm_gva va;
+            off = in->z.address_width == 64 ? off : in->z.address_width == 32 ? (uint32_t)off : (uint16_t)off;
+            r = fvm_segment_linear(v, seg < 0 ? FVM_DS : (unsigned)seg, off, dsz, false, &va, fault) ||
+                fvm_vmem_read(v, va, element, dsz, FVM_AS_CPL, fault) ? FVM_FAULT : 0;
             if (!r)
                 memcpy(data + k * dsz, element, dsz);
-            if (r && fault->vector == FVM_EXC_GP && mem->mem.segment == ZYDIS_REGISTER_SS)
-                fault->vector = FVM_EXC_SS;
         }
         if (!r)
             memset(msk + k * dsz, 0, dsz);
@@ -256,10 +261,6 @@ int fvm_exec_maskmov(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_f
     uint64_t dst = v->regs[FVM_RDI];
     if (in->z.address_width != 64)
         dst = in->z.address_width == 32 ? (uint32_t)dst : (uint16_t)dst;
-    if (in->z.attributes & ZYDIS_ATTRIB_HAS_SEGMENT_FS)
-        dst += v->seg_base_fs;
-    if (in->z.attributes & ZYDIS_ATTRIB_HAS_SEGMENT_GS)
-        dst += v->seg_base_gs;
     const ZydisDecodedOperand *a = NULL, *b = NULL;
     for (unsigned k = 0; k < in->z.operand_count; k++)
         if (in->ops[k].type == ZYDIS_OPERAND_TYPE_REGISTER && in->ops[k].visibility == ZYDIS_OPERAND_VISIBILITY_EXPLICIT) {
@@ -282,10 +283,12 @@ int fvm_exec_maskmov(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_f
     } else {
         ymm_get(v, vector_number(a->reg.value), data), ymm_get(v, vector_number(b->reg.value), mask);
     }
-    if (fvm_vmem_probe(v, dst, bytes, FVM_W, FVM_AS_CPL, fault)) /* also for bytes that are masked out, as processors do */
+    fvm_gva va;
+    if (fvm_segment_linear(v, fvm_insn_segment(in), dst, bytes, true, &va, fault) ||
+        fvm_vmem_probe(v, va, bytes, FVM_W, FVM_AS_CPL, fault)) /* also for bytes that are masked out, as processors do */
         return FVM_FAULT;
     for (unsigned k = 0; k < bytes; k++)
-        if ((mask[k] & 0x80) && fvm_vmem_write(v, dst + k, data + k, 1, FVM_AS_CPL, fault))
+        if ((mask[k] & 0x80) && fvm_vmem_write(v, va + k, data + k, 1, FVM_AS_CPL, fault))
             return FVM_FAULT;
     return 0;
 }

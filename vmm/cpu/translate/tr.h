@@ -70,7 +70,8 @@ struct fvm_tr {
     uint32_t block;
     struct fvm_block *b;
     uint64_t rip;
-    uint8_t mode;
+    uint64_t lin;        /* linear address of rip */
+    uint64_t mode;
     unsigned bits;
     bool user;
     struct fvm_tr_insn *insns;
@@ -118,6 +119,8 @@ bool fvm_block_canonical(const struct fvm_block *b);
 /** The rel32 that comes `before` bytes from here will be patched while others run it: it must lie within a cache line. */
 void fvm_tr_place(struct fvm_tr *tr, unsigned before);
 void fvm_tr_exit_direct(struct fvm_tr *tr, uint64_t target);
+/** Two exits: to target if cc, to next otherwise; the flags stay where they are. */
+void fvm_tr_exit_two(struct fvm_tr *tr, unsigned cc, uint64_t target, uint64_t next);
 void fvm_tr_exit_cond(struct fvm_tr *tr, unsigned cc, uint64_t target, uint64_t next);
 void fvm_tr_exit_indirect(struct fvm_tr *tr); /* guest target in tr->t */
 void fvm_tr_exit_stub(struct fvm_tr *tr, unsigned tramp); /* system, one: C sees the current instruction's site */
@@ -135,6 +138,17 @@ void fvm_tr_push_imm(struct fvm_tr *tr, uint64_t value, unsigned bytes);
 unsigned fvm_tr_stack_bytes(const struct fvm_tr *tr, const struct fvm_insn *in);
 void fvm_tr_stack_ref(const struct fvm_tr *tr, int32_t disp, struct fvm_memref *ret);
 void fvm_tr_rsp_add(struct fvm_tr *tr, int32_t n);
+
+/* seg16.c: segmented modes and 16-bit code */
+/** Last classification in a segmented mode: what needs a segment is exec_one's. */
+unsigned fvm_seg16_class(const struct fvm_tr *tr, const struct fvm_insn *in, unsigned class);
+/** loop, jcxz with a count in cx. */
+void fvm_seg16_loop(struct fvm_tr *tr, struct fvm_tr_insn *i, uint64_t target);
+/** What an instruction of 16-bit code needs in 64-bit mode to mean the same. */
+enum { FVM_P66_KEEP, FVM_P66_DROP, FVM_P66_ADD };
+unsigned fvm_seg16_prefix(const struct fvm_insn *in);
+/** May [rip, rip+len) be fetched? */
+bool fvm_seg16_fetch_ok(const struct fvm_vcpu *v, uint64_t rip, unsigned len);
 
 /* classify.c */
 void fvm_tr_classify(struct fvm_tr *tr, struct fvm_tr_insn *i);
