@@ -5,7 +5,8 @@
  *                          --same victims-> target's inner entry (victims stay spilled, slots stay right)
  *                          --others-------> thunk: victims back -> target's entry
  *                          --other page---> page check: the target page's shadow entry must be what it was when the link was made
- *                                           (one compare, no flags) -> one of the former two
+ *                                           (one compare, no flags; of a movable block: entry plus address, which is where
+ *                                           the page is in the host) -> one of the former two
  * Every cycle of translated code passes a direct exit (which a kick unlinks) or an indirect one (which polls `request`).
  */
 #include "vmm/cpu/translate/tr.h"
@@ -39,7 +40,7 @@ static uint32_t exit_new(struct fvm_tr *tr, uint64_t target)
     struct fvm_engine *e = tr->e;
     fvm_assert(e->exit_count < e->exit_max);
     uint32_t n = e->exit_count++;
-    e->exits[n] = (struct fvm_exit){.block = tr->block, .target = target, .to = FVM_NONE, .now = FVM_NONE, .next_incoming = FVM_NONE,
+    e->exits[n] = (struct fvm_exit){.block = tr->block, .target = target - tr->base, .to = FVM_NONE, .now = FVM_NONE, .next_incoming = FVM_NONE,
                                     .flags_saved = tr->saved};
     tr->b->exit_count++;
     return n;
@@ -82,39 +83,105 @@ void fvm_tr_exit_cond(struct fvm_tr *tr, unsigned cc, uint64_t target, uint64_t 
     fvm_tr_exit_two(tr, cc, target, next);
 }
 
-/* Goes on (no flag, no register changed) if the target's page has the entry that it had when the link was made. */
-static void page_check(struct fvm_tr *tr, struct fvm_exit *x)
+/* entry <- shadow entry of the page that an exit leads to; movable: plus its address, and `page` <- that address. No flags. */
+static void load_target_entry(struct fvm_tr *tr, const struct fvm_exit *x, unsigned page, unsigned entry)
 {
     struct fvm_emit *em = &tr->em;
-    x->check_off = em->at;
-    e_fs_store(em, FVM_SLOT_TMP, FVM_RCX);
-    e_fs_store(em, FVM_SLOT_TMP2, FVM_RDX);
-    e_mov_imm(em, FVM_RCX, ((fvm_mode_linear(tr->mode, x->target) << 16) >> 28) * 8);
+    if (!fvm_mode_movable(tr->mode)) {
+        e_mov_imm(em, entry, ((fvm_mode_linear(tr->mode, x->target) << 16) >> 28) * 8);
+        e8(em, 0x65);
+        e_op_mem(em, true, 0x8b, entry, entry, FVM_NOREG, 0, 0);
+        return;
+    }
+    e_fs_load(em, page, FVM_SLOT_ANCHOR);
+    fvm_tr_add_page_offset(tr, page, (int64_t)(x->target & ~FVM_PAGE_MASK));
+    fvm_tr_anchored_entry(tr, page, entry);
+    e_lea(em, entry, entry, page, 0, 0);
+}
+
+/* entry <- gs:[index of the page-aligned address in `page`]. No flags. */
+void fvm_tr_anchored_entry(struct fvm_tr *tr, unsigned page, unsigned entry)
+{
+    struct fvm_emit *em = &tr->em;
+    e_mov_imm(em, entry, 16);
+    e_shlx(em, entry, page, entry);
+    e_rorx(em, entry, entry, 28); /* the low 28 bits are 0 */
     e8(em, 0x65);
-    e_op_mem(em, true, 0x8b, FVM_RCX, FVM_RCX, FVM_NOREG, 0, 0);
-    e_rex(em, true, 0, 0, FVM_RDX);
-    e8(em, 0xb8 | FVM_RDX);
-    x->check_imm_off = em->at;
+    e_op_mem(em, true, 0x8b, entry, FVM_NOREG, entry, 3, 0);
+}
+
+void fvm_tr_add_page_offset(struct fvm_tr *tr, unsigned reg, int64_t n)
+{
+    for (; n != (int32_t)n; n -= n < 0 ? INT32_MIN : INT32_MAX)
+        e_lea(&tr->em, reg, reg, FVM_NOREG, 0, n < 0 ? INT32_MIN : INT32_MAX);
+    if (n)
+        e_lea(&tr->em, reg, reg, FVM_NOREG, 0, (int32_t)n);
+}
+
+/*
+ * Goes on if the target's page has the entry that it had when the link was made; else all is as before. The block's victims
+ * are free. Where the guest's flags are in the host's, jrcxz compares without them. Behind the check a movable block's anchor is
+ * the target's: from there on `moved_off` is the way out.
+ */
+static void page_check(struct fvm_tr *tr, uint32_t n)
+{
+    struct fvm_emit *em = &tr->em;
+    struct fvm_exit *x = &tr->e->exits[n];
+    bool borrowed = !tr->b->victim_count;
+    unsigned a = borrowed ? FVM_R15 : tr->u, b = borrowed ? FVM_R14 : tr->t;
+    uint32_t fail = 0;
+    x->moved_off = em->at;
+    if (fvm_mode_movable(tr->mode)) {
+        e_fs_store_imm(em, FVM_SLOT_ARG, n | FVM_EXIT_MOVED);
+        fvm_tr_jmp_tramp(tr, FVM_TRAMP_DIRECT);
+    } else {
+        x->moved_off = x->stub_off;
+    }
+    while (em->at & 7)
+        e8(em, 0xcc);
+    x->expect_off = em->at;
     e64(em, 0);
-    e_lea(em, FVM_RCX, FVM_RCX, FVM_RDX, 0, 0); /* rcx = entry - what it must be: jrcxz needs no flags */
-    e_fs_load(em, FVM_RDX, FVM_SLOT_TMP2);
-    e8(em, 0xe3); /* jrcxz +n */
-    uint32_t short_at = em->at;
-    e8(em, 0);
-    e_fs_load(em, FVM_RCX, FVM_SLOT_TMP);
-    e_jmp_to(em, x->stub_off);
-    em->buf[short_at] = (uint8_t)(em->at - short_at - 1);
-    e_fs_load(em, FVM_RCX, FVM_SLOT_TMP);
+    x->check_off = em->at;
+    if (borrowed) {
+        e_fs_store(em, FVM_SLOT_TMP, a);
+        e_fs_store(em, FVM_SLOT_TMP2, b);
+    }
+    load_target_entry(tr, x, a, b);
+    if (x->flags_saved) {
+        e_rip_op(em, 0x03, b, x->expect_off);
+        fail = e_jcc(em, CC_NE);
+    } else {
+        e_fs_store(em, FVM_SLOT_CALL, FVM_RCX);
+        e_rip_op(em, 0x8b, FVM_RCX, x->expect_off);
+        e_lea(em, FVM_RCX, FVM_RCX, b, 0, 0);
+        e8(em, 0xe3), e8(em, 5); /* jrcxz over the jump */
+        fail = e_jmp(em);
+        e_fs_load(em, FVM_RCX, FVM_SLOT_CALL);
+    }
+    if (fvm_mode_movable(tr->mode))
+        e_fs_store(em, FVM_SLOT_ANCHOR, a);
+    if (borrowed) {
+        e_fs_load(em, a, FVM_SLOT_TMP);
+        e_fs_load(em, b, FVM_SLOT_TMP2);
+    }
     fvm_tr_place(tr, 1);
     x->check_jump_off = e_jmp(em);
-    e_patch(em, x->check_jump_off, x->stub_off);
+    e_patch(em, x->check_jump_off, x->moved_off);
+    e_patch_here(em, fail);
+    if (!x->flags_saved)
+        e_fs_load(em, FVM_RCX, FVM_SLOT_CALL);
+    if (borrowed) {
+        e_fs_load(em, a, FVM_SLOT_TMP);
+        e_fs_load(em, b, FVM_SLOT_TMP2);
+    }
+    e_jmp_to(em, x->stub_off);
 }
 
 void fvm_tr_cold_exit(struct fvm_tr *tr, struct fvm_cold *c)
 {
     struct fvm_emit *em = &tr->em;
     struct fvm_exit *x = &tr->e->exits[c->exit];
-    x->stub_off = em->at;
+    x->stub_off = x->moved_off = em->at;
     e_patch_here(em, x->jump_off);
     e_fs_store_imm(em, FVM_SLOT_ARG, c->exit);
     fvm_tr_jmp_tramp(tr, FVM_TRAMP_DIRECT);
@@ -125,8 +192,8 @@ void fvm_tr_cold_exit(struct fvm_tr *tr, struct fvm_cold *c)
     fvm_tr_place(tr, 1);
     x->jump2_off = e_jmp(em);
     e_patch(em, x->jump2_off, x->stub_off);
-    if ((fvm_mode_linear(tr->mode, x->target) & ~FVM_PAGE_MASK) != (tr->lin & ~FVM_PAGE_MASK))
-        page_check(tr, x);
+    if ((fvm_mode_linear(tr->mode, x->target + tr->base) ^ tr->lin) & ~FVM_PAGE_MASK)
+        page_check(tr, c->exit);
 }
 
 bool fvm_block_canonical(const struct fvm_block *b)
@@ -155,6 +222,11 @@ void fvm_tr_exit_indirect(struct fvm_tr *tr)
     int32_t jc = tr->user ? -FVM_JC_USER_BYTES : FVM_OFF_JC;
     unsigned seg = tr->user ? 0x65 : 0x64;
     e_fs_store(em, FVM_SLOT_TGT, tr->t);
+    if (fvm_mode_movable(tr->mode)) {
+        e_mov(em, tr->u, tr->t);
+        e_alu_imm(em, true, 4, tr->u, ~(int32_t)FVM_PAGE_MASK);
+        e_fs_store(em, FVM_SLOT_ANCHOR, tr->u);
+    }
     e_fs_cmp32_0(em, FVM_OFF_REQUEST);
     tr->b->ind_off = em->at;
     c->from1 = e_jcc(em, CC_NE);
@@ -264,7 +336,7 @@ void fvm_tr_emit_branch(struct fvm_tr *tr, struct fvm_tr_insn *i)
             emit_loop(tr, i, target);
         break;
     case FVM_C_CALL:
-        fvm_tr_push_imm(tr, next, bytes);
+        fvm_tr_push_rip(tr, next, bytes);
         fvm_tr_exit_direct(tr, target);
         break;
     case FVM_C_JMP_IND:
@@ -273,9 +345,9 @@ void fvm_tr_emit_branch(struct fvm_tr *tr, struct fvm_tr_insn *i)
         break;
     case FVM_C_CALL_IND:
         indirect_target(tr, i);
-        e_fs_store(&tr->em, FVM_SLOT_TGT, tr->t);
-        fvm_tr_push_imm(tr, next, bytes);
-        e_fs_load(&tr->em, tr->t, FVM_SLOT_TGT);
+        e_fs_store(&tr->em, FVM_SLOT_CALL, tr->t);
+        fvm_tr_push_rip(tr, next, bytes);
+        e_fs_load(&tr->em, tr->t, FVM_SLOT_CALL);
         fvm_tr_exit_indirect(tr);
         break;
     case FVM_C_RET: {

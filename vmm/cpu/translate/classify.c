@@ -211,6 +211,10 @@ static void needs(struct fvm_tr *tr, struct fvm_tr_insn *i)
     case FVM_C_STI: case FVM_C_RDTSC:
         i->need = 1;
         break;
+    case FVM_C_LEA:
+        fvm_tr_memref(tr, i, 1, &m);
+        i->need = m.anchored && i->in.ops[0].size == 16; /* the rest of the register stays */
+        break;
     default:
         i->need = 0;
     }

@@ -33,7 +33,7 @@ static void set_link(struct fvm_engine *e, struct fvm_exit *x, struct fvm_block 
 {
     uint32_t target;
     if (x->check_off)
-        memcpy(e->code_rw + from->code_off + x->check_imm_off, &expect, 8);
+        __atomic_store_n((uint64_t *)(void *)(e->code_rw + from->code_off + x->expect_off), expect, __ATOMIC_RELEASE);
     if (same_victims(from, t)) {
         target = x->flags_saved ? t->saved_inner_off : t->inner_off;
     } else {
@@ -49,7 +49,7 @@ static void set_link(struct fvm_engine *e, struct fvm_exit *x, struct fvm_block 
 
 static bool expects(const struct fvm_engine *e, const struct fvm_exit *x, uint64_t expect)
 {
-    return !x->check_off || !memcmp(e->code_rw + e->blocks[x->block].code_off + x->check_imm_off, &expect, 8);
+    return !x->check_off || !memcmp(e->code_rw + e->blocks[x->block].code_off + x->expect_off, &expect, 8);
 }
 
 /* A kick may have cut the exit that was just linked, before: the vCPU would go on and on. Kick it again. */
@@ -67,11 +67,16 @@ static void link_exit(struct fvm_engine *e, struct fvm_vcpu *v, uint32_t n, uint
     struct fvm_block *from = &e->blocks[x->block], *t = &e->blocks[to];
     const struct fvm_vcpu_priv *p = v->priv;
     if (from->dead || t->dead || (from->mode & FVM_MODE_SINGLE) || (t->mode & FVM_MODE_SINGLE) || e->config.single_block ||
-        from->mode != t->mode || x->target != t->rip || (p->run_until_on && x->target == p->run_until))
+        from->mode != t->mode || fvm_mode_rip(from->mode, x->target) != t->rip || (p->run_until_on && v->rip == p->run_until) ||
+        (!x->check_off && (from->gpa ^ t->gpa) & ~FVM_PAGE_MASK))
         return;
-    uint64_t expect = x->check_off ? 0 - fvm_shadow_peek(v->shadow, fvm_mode_linear(from->mode, x->target)) : 0;
-    if (x->check_off && !expect)
-        return;
+    uint64_t expect = 0;
+    if (x->check_off) {
+        uint64_t entry = fvm_shadow_peek(v->shadow, fvm_mode_linear(from->mode, v->rip));
+        if (!entry)
+            return;
+        expect = 0 - entry - (fvm_mode_movable(t->mode) ? v->rip & ~FVM_PAGE_MASK : 0);
+    }
     bool stop = e->vcpu_count > 1 && x->now != FVM_NONE && (x->now != to || !expects(e, x, expect));
     if (stop && x->relinks++ >= RELINKS_MAX) { /* every other time it leads elsewhere: not worth stopping the world */
         x->relinks = RELINKS_MAX;

@@ -158,6 +158,32 @@ static inline void e_mov_imm(struct fvm_emit *e, unsigned d, uint64_t imm)
 static inline void e_shl(struct fvm_emit *e, unsigned r, unsigned n) { e_rex(e, true, 0, 0, r); e8(e, 0xc1); e8(e, 0xe0 | (r & 7)); e8(e, n); }
 static inline void e_shr(struct fvm_emit *e, unsigned r, unsigned n) { e_rex(e, true, 0, 0, r); e8(e, 0xc1); e8(e, 0xe8 | (r & 7)); e8(e, n); }
 static inline void e_sar(struct fvm_emit *e, unsigned r, unsigned n) { e_rex(e, true, 0, 0, r); e8(e, 0xc1); e8(e, 0xf8 | (r & 7)); e8(e, n); }
+/* without touching flags: d = s << count register; d = s rotated right by n */
+static inline void e_shlx(struct fvm_emit *e, unsigned d, unsigned s, unsigned count)
+{
+    e8(e, 0xc4);
+    e8(e, (d >= 8 ? 0 : 0x80) | 0x40 | (s >= 8 ? 0 : 0x20) | 2);
+    e8(e, 0x80 | (~count & 15) << 3 | 1);
+    e8(e, 0xf7);
+    e8(e, 0xc0 | (d & 7) << 3 | (s & 7));
+}
+static inline void e_rorx(struct fvm_emit *e, unsigned d, unsigned s, unsigned n)
+{
+    e8(e, 0xc4);
+    e8(e, (d >= 8 ? 0 : 0x80) | 0x40 | (s >= 8 ? 0 : 0x20) | 3);
+    e8(e, 0x80 | 15 << 3 | 3);
+    e8(e, 0xf0);
+    e8(e, 0xc0 | (d & 7) << 3 | (s & 7));
+    e8(e, n);
+}
+/* op r64, [rip + to]: 0x8b mov, 0x03 add; `to` is an offset in the buffer */
+static inline void e_rip_op(struct fvm_emit *e, unsigned op, unsigned r, uint32_t to)
+{
+    e_rex(e, true, r, 0, 0);
+    e8(e, op);
+    e8(e, (r & 7) << 3 | 5);
+    e32(e, to - (e->at + 4));
+}
 /* alu r, imm32 (sign extended): ext 0 add 1 or 4 and 5 sub 6 xor 7 cmp */
 static inline void e_alu_imm(struct fvm_emit *e, bool w, unsigned ext, unsigned r, int32_t imm)
 {

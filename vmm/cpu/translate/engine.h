@@ -1,8 +1,11 @@
 /*
  * engine.h - the translator's own structures (only vmm/cpu/translate and vmm/cpu/vcpu.c include this).
  *
- * A *block* is a run of guest instructions of one page, translated for one linear address and mode. Blocks live in the code
- * cache (code.c), which only grows until it is flushed as a whole. Each direct branch out of a block is an *exit*; an exit that
+ * A *block* is a run of guest instructions of one page, translated for one mode and one linear address - or, in 64-bit user
+ * mode, for all linear addresses that its page is ever mapped at: such a block is *movable*. Libraries lie elsewhere in every
+ * process, and their blocks serve all of them. A movable block knows its place by SLOT_ANCHOR, the linear address of its
+ * page: whoever enters a page from elsewhere sets it (the dispatcher, indirect branches, checked links), its targets and
+ * RIP-relative operands are relative to it. Blocks live in the code cache (code.c), which only grows until it is flushed as a whole. Each direct branch out of a block is an *exit*; an exit that
  * is linked jumps straight to its target block. Each slow memory access is a *site*.
  *
  * Several vCPUs share all of it. Who may do what:
@@ -33,6 +36,7 @@
 #define FVM_BLOCK_INSNS_MAX 32
 #define FVM_BLOCK_CODE_MAX 16384 /* bytes of host code one block can need at most */
 #define FVM_NONE 0xffffffffu
+#define FVM_EXIT_MOVED 0x80000000u /* in ARG of FVM_EXIT_DIRECT: SLOT_ANCHOR is the target's already */
 #define FVM_DEAD_INNER 0x80000000u /* in ARG of FVM_EXIT_DEAD: entered behind the prologue, victims are in their slots */
 
 enum { /* block mode: what the translation depends on besides the bytes */
@@ -51,7 +55,7 @@ struct fvm_insn_mark {     /* one per guest instruction: how to recover precise 
 };
 
 struct fvm_block {
-    uint64_t rip;          /* as the guest has it: in a segmented mode the offset in CS */
+    uint64_t rip;          /* as the guest has it: in a segmented mode the offset in CS; movable: offset in the page */
     uint64_t gpa;
     uint64_t gpa2;         /* second page when cross_page, else 0 */
     uint64_t mode;         /* FVM_MODE_* */
@@ -82,15 +86,16 @@ struct fvm_block {
 };
 
 struct fvm_exit {
-    uint64_t target;       /* guest rip */
+    uint64_t target;       /* guest rip; of a movable block: relative to its page */
     uint32_t block;
     uint32_t jump_off;     /* rel32 of the hot jump */
     uint32_t stub_off;     /* where it goes unlinked */
     uint32_t thunk_off;    /* gives the victims back, then jump2: for targets with other victims */
     uint32_t jump2_off;    /* rel32 */
-    uint32_t check_off;    /* cross-page check sequence or 0: imm64 of expected entry at check_imm_off */
-    uint32_t check_imm_off;
+    uint32_t check_off;    /* cross-page check sequence or 0: see branch.c */
+    uint32_t expect_off;   /* aligned word: minus what the check must find */
     uint32_t check_jump_off;
+    uint32_t moved_off;    /* stub for when the check was passed already */
     uint32_t to;           /* block in whose `incoming` it is, or FVM_NONE */
     uint32_t now;          /* block that it was linked to last, while a vCPU may be on the way there; or FVM_NONE */
     uint32_t next_incoming;
@@ -171,6 +176,7 @@ struct fvm_vcpu_priv {
     bool irq_check;            /* the interrupt controller may have something */
     volatile uint32_t sleeping; /* halted or parked: requests must signal cond */
     uint32_t link_exit;        /* exit to link once its target is found, or FVM_NONE */
+    uint64_t link_rip;         /* where it led */
     uint64_t link_generation;
     bool return_faults;        /* fvm_vcpu_run_until: guest faults go to the caller */
     const char *why;           /* of a shutdown */
@@ -200,6 +206,16 @@ static inline bool fvm_paging_key_ok(const struct fvm_vcpu *v)
     const struct fvm_vcpu_priv *p = v->priv;
     return p->paging_key[0] == v->cr0 && p->paging_key[1] == v->cr4 && p->paging_key[2] == (v->efer | (v->rflags & FVM_F_AC));
 }
+/* Movable blocks: 64-bit user mode. */
+static inline bool fvm_mode_movable(uint64_t mode)
+{
+    return (mode & (FVM_MODE_BITS | FVM_MODE_USER)) == (2 | FVM_MODE_USER);
+}
+/* What a block's rip says of a linear address. */
+static inline uint64_t fvm_mode_rip(uint64_t mode, uint64_t rip)
+{
+    return fvm_mode_movable(mode) ? rip & FVM_PAGE_MASK : rip;
+}
 static inline uint64_t *fvm_slot(struct fvm_vcpu *v, unsigned off)
 {
     return (uint64_t *)((uint8_t *)v + off);
@@ -214,6 +230,11 @@ static inline struct fvm_jc_entry *fvm_jc(struct fvm_vcpu *v, bool user, uint64_
 static inline uint64_t fvm_mode_linear(uint64_t mode, uint64_t rip)
 {
     return mode & FVM_MODE_SEG ? (uint32_t)(rip + (mode >> 32)) : rip;
+}
+/* What is to be added to a block's rip and to its exits' targets, while it runs. */
+static inline uint64_t fvm_block_base(struct fvm_vcpu *v, const struct fvm_block *b)
+{
+    return fvm_mode_movable(b->mode) ? *fvm_slot(v, FVM_SLOT_ANCHOR) : 0;
 }
 
 /* ---- lookup.c: fast-helper and signal safe ---- */
@@ -298,7 +319,7 @@ void fvm_recover_mark(struct fvm_vcpu *v, const struct fvm_block *b, unsigned ma
 void fvm_recover_flags(struct fvm_vcpu *v, bool saved);
 void fvm_recover_victims(struct fvm_vcpu *v, const struct fvm_block *b);
 /** An unlinked direct exit was taken. */
-void fvm_recover_exit(struct fvm_vcpu *v, uint32_t exit);
+void fvm_recover_exit(struct fvm_vcpu *v, uint32_t arg);
 /** Index of the instruction that host_off (from the block's start) belongs to. */
 unsigned fvm_recover_mark_at(const struct fvm_engine *e, const struct fvm_block *b, uint32_t host_off);
 

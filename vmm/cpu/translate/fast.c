@@ -140,6 +140,7 @@ uint64_t fvm_fast_find(struct fvm_vcpu *v, uint64_t rip)
     if (n == FVM_NONE)
         return 0;
     uint64_t code = (uint64_t)(uintptr_t)e->code + e->blocks[n].canon_off;
+    *fvm_slot(v, FVM_SLOT_ANCHOR) = rip & ~FVM_PAGE_MASK;
     if (!(mode & FVM_MODE_SEG)) /* whose indirect branches do not look there */
         fvm_jc_fill(v, rip, mode, code);
     *fvm_slot(v, FVM_SLOT_V0) = v->regs[FVM_R15]; /* what that entry expects */

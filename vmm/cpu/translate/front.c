@@ -314,10 +314,18 @@ static void emit_second_page_check(struct fvm_tr *tr, const struct fetch *f, uin
     uint64_t va2 = second_page(tr);
     e_fs_store(em, FVM_SLOT_TMP, FVM_RCX);
     e_fs_store(em, FVM_SLOT_TMP2, FVM_RDX);
-    e_mov_imm(em, FVM_RCX, ((va2 << 16) >> 28) * 8);
-    e8(em, 0x65);
-    e_op_mem(em, true, 0x8b, FVM_RCX, FVM_RCX, FVM_NOREG, 0, 0);
-    e_mov_imm(em, FVM_RDX, 0 - f->entry2);
+    if (fvm_mode_movable(tr->mode)) {
+        e_fs_load(em, FVM_RDX, FVM_SLOT_ANCHOR);
+        fvm_tr_add_page_offset(tr, FVM_RDX, (int64_t)FVM_PAGE_SIZE);
+        fvm_tr_anchored_entry(tr, FVM_RDX, FVM_RCX);
+        e_lea(em, FVM_RCX, FVM_RCX, FVM_RDX, 0, 0);
+        e_mov_imm(em, FVM_RDX, 0 - f->entry2 - va2);
+    } else {
+        e_mov_imm(em, FVM_RCX, ((va2 << 16) >> 28) * 8);
+        e8(em, 0x65);
+        e_op_mem(em, true, 0x8b, FVM_RCX, FVM_RCX, FVM_NOREG, 0, 0);
+        e_mov_imm(em, FVM_RDX, 0 - f->entry2);
+    }
     e_lea(em, FVM_RCX, FVM_RCX, FVM_RDX, 0, 0);
     e_fs_load(em, FVM_RDX, FVM_SLOT_TMP2);
     e8(em, 0xe3);
@@ -402,7 +410,8 @@ static void begin_block(struct fvm_tr *tr, struct fvm_vcpu *v, uint64_t mode, ui
     tr->user = (mode & FVM_MODE_USER) != 0;
     tr->block = e->block_count;
     tr->b = &e->blocks[tr->block];
-    *tr->b = (struct fvm_block){.rip = v->rip, .gpa = gpa, .mode = mode, .code_off = (uint32_t)e->code_used,
+    tr->base = v->rip - fvm_mode_rip(mode, v->rip);
+    *tr->b = (struct fvm_block){.rip = v->rip - tr->base, .gpa = gpa, .mode = mode, .code_off = (uint32_t)e->code_used,
                                 .mark_first = e->mark_count, .exit_first = e->exit_count, .next_hash = FVM_NONE,
                                 .next_page = FVM_NONE, .incoming = FVM_NONE};
     tr->em = (struct fvm_emit){.buf = e->code_rw + e->code_used, .max = FVM_BLOCK_CODE_MAX};

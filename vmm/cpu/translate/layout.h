@@ -40,6 +40,8 @@
 #define FVM_SLOT_FAULT_VEC FVM_SLOT(17)
 #define FVM_SLOT_FAULT_CODE FVM_SLOT(18)
 #define FVM_SLOT_FAULT_CR2 FVM_SLOT(19)
+#define FVM_SLOT_ANCHOR FVM_SLOT(20)  /* page of the movable block that runs: see engine.h */
+#define FVM_SLOT_CALL FVM_SLOT(21)    /* target of an indirect call while its return address is pushed */
 #define FVM_SLOT_FLAG_STACK_TOP FVM_SLOT(30) /* slots 22..29: room for pushfq */
 #define FVM_SLOT_TSC_AUX FVM_SLOT(31)
 #define FVM_SLOT_SEL FVM_SLOT(32)    /* 6 slots: selectors ES..GS, for mov r, sreg */

@@ -52,6 +52,7 @@ uint32_t fvm_code_hash(const struct fvm_engine *e, uint64_t gpa, uint64_t rip, u
 
 uint32_t fvm_code_find(const struct fvm_engine *e, uint64_t gpa, uint64_t rip, uint64_t mode)
 {
+    rip = fvm_mode_rip(mode, rip);
     uint32_t n = __atomic_load_n(&e->hash[fvm_code_hash(e, gpa, rip, mode)], __ATOMIC_ACQUIRE);
     for (; n != FVM_NONE; n = e->blocks[n].next_hash) {
         const struct fvm_block *b = &e->blocks[n];
@@ -77,9 +78,9 @@ void fvm_code_unlink_exit(struct fvm_engine *e, uint32_t n)
         return;
     fvm_code_set_rel32(e, b, x->jump_off, b->code_off + x->stub_off);
     if (x->jump2_off)
-        fvm_code_set_rel32(e, b, x->jump2_off, b->code_off + x->stub_off);
+        fvm_code_set_rel32(e, b, x->jump2_off, b->code_off + x->moved_off);
     if (x->check_off)
-        fvm_code_set_rel32(e, b, x->check_jump_off, b->code_off + x->stub_off);
+        fvm_code_set_rel32(e, b, x->check_jump_off, b->code_off + x->moved_off);
 }
 
 void fvm_code_unlink_block(struct fvm_engine *e, struct fvm_block *b)

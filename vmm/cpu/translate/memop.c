@@ -38,8 +38,12 @@ void fvm_tr_memref(struct fvm_tr *tr, const struct fvm_tr_insn *i, unsigned op, 
     r.disp = m->disp.has_displacement ? m->disp.value : 0;
     if (m->base == ZYDIS_REGISTER_RIP || m->base == ZYDIS_REGISTER_EIP) {
         r.disp += (int64_t)fvm_tr_next_rip(tr, i);
-        if (r.addr32)
+        if (fvm_mode_movable(tr->mode)) {
+            r.anchored = true;
+            r.disp -= (int64_t)tr->base;
+        } else if (r.addr32) {
             r.disp = (uint32_t)r.disp;
+        }
     } else if (m->base != ZYDIS_REGISTER_NONE) {
         r.base = (uint8_t)fvm_decode_gpr(m->base, &high);
     }
@@ -52,7 +56,7 @@ void fvm_tr_memref(struct fvm_tr *tr, const struct fvm_tr_insn *i, unsigned op, 
         r.seg = FVM_FS;
     else if (m->segment == ZYDIS_REGISTER_GS)
         r.seg = FVM_GS;
-    if (r.base == FVM_NOREG && r.index == FVM_NOREG && r.addr32)
+    if (r.base == FVM_NOREG && r.index == FVM_NOREG && r.addr32 && !r.anchored)
         r.disp = (uint32_t)r.disp;
     *ret = r;
 }
@@ -62,6 +66,17 @@ static void address_to_t(struct fvm_tr *tr, const struct fvm_memref *m)
     struct fvm_emit *em = &tr->em;
     bool plain = m->base == FVM_NOREG && m->index == FVM_NOREG;
     uint32_t seg_off = m->seg == FVM_FS ? FVM_OFF_SEG_FS : FVM_OFF_SEG_GS;
+    if (m->anchored) {
+        e_fs_load(em, tr->t, FVM_SLOT_ANCHOR);
+        fvm_tr_add_page_offset(tr, tr->t, m->disp);
+        if (m->addr32)
+            e_mov32(em, tr->t, tr->t);
+        if (m->seg != FVM_NOREG) {
+            e_fs_load(em, tr->u, seg_off);
+            e_lea(em, tr->t, tr->t, tr->u, 0, 0);
+        }
+        return;
+    }
     if (m->seg == FVM_NOREG) {
         if (plain)
             e_mov_imm(em, tr->t, (uint64_t)m->disp);
@@ -120,7 +135,9 @@ void fvm_tr_memop(struct fvm_tr *tr, const struct fvm_memref *m, unsigned size, 
     fvm_tr_flags_clobber(tr, fvm_tr_cur(tr)->live_in);
     struct fvm_cold *c = &tr->cold[tr->cold_n++];
     *c = (struct fvm_cold){.kind = FVM_COLD_MEM, .base = FVM_NOREG, .size = (uint16_t)size, .mark = (uint8_t)tr->cur};
-    bool absolute = m->base == FVM_NOREG && m->index == FVM_NOREG && m->seg == FVM_NOREG;
+    bool absolute = m->base == FVM_NOREG && m->index == FVM_NOREG && m->seg == FVM_NOREG && !m->anchored;
+    bool offset_known = absolute || (m->anchored && m->seg == FVM_NOREG && !m->addr32);
+    bool crosses = offset_known && ((uint64_t)m->disp & FVM_PAGE_MASK) + size > FVM_PAGE_SIZE;
     unsigned right = want & FVM_W ? (tr->user ? FVM_S_UW : FVM_S_KW) : (tr->user ? FVM_S_UR : FVM_S_KR);
 
     const int usual = tr->user ? FVM_USUAL_USER : FVM_USUAL_KERNEL;
@@ -146,18 +163,15 @@ void fvm_tr_memop(struct fvm_tr *tr, const struct fvm_memref *m, unsigned size, 
     }
     c->t = tr->t;
     c->u = tr->u;
-    if (absolute) {
-        uint64_t a = (uint64_t)m->disp;
-        if ((a & FVM_PAGE_MASK) + size > FVM_PAGE_SIZE) {
-            c->from1 = e_jmp(em);
-            c->back = 0; /* always crosses */
-        } else {
-            e_mov_imm(em, tr->u, ((a << 16) >> 28) * 8);
-            e8(em, 0x65);
-            e_op_mem(em, true, 0x8b, tr->u, tr->u, FVM_NOREG, 0, 0);
-        }
+    if (crosses) {
+        c->from1 = e_jmp(em);
+        c->back = 0;
+    } else if (absolute) {
+        e_mov_imm(em, tr->u, (((uint64_t)m->disp << 16) >> 28) * 8);
+        e8(em, 0x65);
+        e_op_mem(em, true, 0x8b, tr->u, tr->u, FVM_NOREG, 0, 0);
     } else {
-        if (size > 1) {
+        if (size > 1 && !offset_known) {
             e_test8_imm(em, tr->u, align_mask(size));
             c->from1 = e_jcc(em, CC_NE);
             c->back = em->at;

@@ -12,6 +12,16 @@ static void emit_lea(struct fvm_tr *tr, struct fvm_tr_insn *i)
     unsigned d = (unsigned)fvm_decode_gpr(i->in.ops[0].reg.value, &high);
     unsigned width = i->in.ops[0].size;
     fvm_tr_memref(tr, i, 1, &m);
+    if (m.anchored) {
+        unsigned to = width == 16 ? tr->u : d;
+        e_fs_load(em, to, FVM_SLOT_ANCHOR);
+        fvm_tr_add_page_offset(tr, to, m.disp);
+        if (width == 16)
+            e8(em, 0x66), e_mov32(em, d, to);
+        else if (width == 32 || m.addr32)
+            e_mov32(em, d, d);
+        return;
+    }
     if (m.base == FVM_NOREG && m.index == FVM_NOREG) {
         uint64_t a = i->in.z.address_width == 16 ? (uint16_t)m.disp : (uint64_t)m.disp;
         if (width == 16) {

@@ -28,7 +28,7 @@ void fvm_recover_mark(struct fvm_vcpu *v, const struct fvm_block *b, unsigned ma
 {
     fvm_recover_victims(v, b);
     fvm_recover_flags(v, flags_saved);
-    v->rip = b->rip + v->engine->marks[b->mark_first + mark].guest_off;
+    v->rip = fvm_block_base(v, b) + b->rip + v->engine->marks[b->mark_first + mark].guest_off;
 }
 
 void fvm_recover_site(struct fvm_vcpu *v, uint32_t n)
@@ -45,10 +45,11 @@ unsigned fvm_recover_mark_at(const struct fvm_engine *e, const struct fvm_block 
     return k - 1;
 }
 
-void fvm_recover_exit(struct fvm_vcpu *v, uint32_t n)
+void fvm_recover_exit(struct fvm_vcpu *v, uint32_t arg)
 {
-    const struct fvm_exit *x = &v->engine->exits[n];
-    fvm_recover_victims(v, &v->engine->blocks[x->block]);
+    const struct fvm_exit *x = &v->engine->exits[arg & ~FVM_EXIT_MOVED];
+    const struct fvm_block *b = &v->engine->blocks[x->block];
+    fvm_recover_victims(v, b);
     fvm_recover_flags(v, x->flags_saved);
-    v->rip = x->target;
+    v->rip = fvm_block_base(v, b) + (arg & FVM_EXIT_MOVED ? x->target & FVM_PAGE_MASK : x->target);
 }

@@ -188,7 +188,7 @@ static void enter_block(struct fvm_vcpu *v, uint32_t n, uint64_t mode)
     struct fvm_vcpu_priv *p = v->priv;
     struct fvm_engine *e = v->engine;
     const struct fvm_block *b = &e->blocks[n];
-    if (p->link_exit != FVM_NONE && p->link_generation == e->flush_generation && e->exits[p->link_exit].target == v->rip)
+    if (p->link_exit != FVM_NONE && p->link_generation == e->flush_generation && p->link_rip == v->rip)
         fvm_code_link(e, v, p->link_exit, n);
     p->link_exit = FVM_NONE;
     if (p->fill_jump_cache && !(mode & (FVM_MODE_SINGLE | FVM_MODE_SEG)) && !e->config.single_block && !p->run_until_on)
@@ -207,6 +207,7 @@ static void enter_block(struct fvm_vcpu *v, uint32_t n, uint64_t mode)
             r[4], r[5], r[6], r[7], r[8], r[9], r[10], r[11], r[12], r[13], r[14], r[15]);
     }
     *fvm_slot(v, FVM_SLOT_HFLAGS) = v->rflags;
+    *fvm_slot(v, FVM_SLOT_ANCHOR) = v->rip & ~FVM_PAGE_MASK;
     fvm_enter(v, e->code + b->code_off);
     v->seg[FVM_GS].base = v->seg_base_gs;
     p->stats.exits++;
@@ -275,7 +276,8 @@ static int handle_exit(struct fvm_vcpu *v, struct fvm_fault *f)
         return 0;
     case FVM_EXIT_DIRECT:
         fvm_recover_exit(v, arg);
-        p->link_exit = arg;
+        p->link_exit = arg & ~FVM_EXIT_MOVED;
+        p->link_rip = v->rip;
         p->link_generation = e->flush_generation;
         return 0;
     case FVM_EXIT_INDIRECT:
@@ -304,7 +306,7 @@ static int handle_exit(struct fvm_vcpu *v, struct fvm_fault *f)
         /* Without an entry for saved flags only the jump cache leads here, with the guest's flags saved: the block did not
          * care, but what has taken its place may. */
         fvm_recover_flags(v, !e->blocks[arg].live_flags);
-        v->rip = e->blocks[arg].rip;
+        v->rip = fvm_block_base(v, &e->blocks[arg]) + e->blocks[arg].rip;
         if (!e->blocks[arg].dead)
             drop_block(e, arg);
         p->fill_jump_cache = true; /* it was probably the jump cache that led here */

@@ -64,6 +64,17 @@ void fvm_tr_push_imm(struct fvm_tr *tr, uint64_t value, unsigned bytes)
     fvm_tr_rsp_add(tr, -(int32_t)bytes);
 }
 
+void fvm_tr_push_rip(struct fvm_tr *tr, uint64_t rip, unsigned bytes)
+{
+    if (!fvm_mode_movable(tr->mode)) {
+        fvm_tr_push_imm(tr, rip, bytes);
+        return;
+    }
+    e_fs_load(&tr->em, tr->t, FVM_SLOT_ANCHOR);
+    fvm_tr_add_page_offset(tr, tr->t, (int64_t)(rip - tr->base));
+    fvm_tr_push_reg(tr, tr->t, bytes);
+}
+
 static void emit_push(struct fvm_tr *tr, struct fvm_tr_insn *i, unsigned bytes)
 {
     const ZydisDecodedOperand *op = &i->in.ops[0];

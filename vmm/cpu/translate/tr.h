@@ -59,6 +59,7 @@ struct fvm_memref {
     uint8_t base, index, scale; /* FVM_NOREG when absent; scale is a shift */
     uint8_t seg;                /* FVM_FS, FVM_GS or FVM_NOREG (flat) */
     bool addr32;
+    bool anchored;              /* relative to SLOT_ANCHOR: no base, no index */
     int64_t disp;               /* with neither base nor index: the absolute address */
 };
 struct fvm_hostref { uint8_t base, index; int32_t disp; };
@@ -71,6 +72,7 @@ struct fvm_tr {
     struct fvm_block *b;
     uint64_t rip;
     uint64_t lin;        /* linear address of rip */
+    uint64_t base;       /* of a movable block: rip's page, SLOT_ANCHOR's value now; else 0 */
     uint64_t mode;
     unsigned bits;
     bool user;
@@ -128,6 +130,8 @@ void fvm_tr_restore_victims(struct fvm_tr *tr);
 void fvm_tr_jmp_tramp(struct fvm_tr *tr, unsigned tramp);
 uint32_t fvm_tr_site(struct fvm_tr *tr, unsigned want, unsigned size);
 void fvm_tr_cold_exit(struct fvm_tr *tr, struct fvm_cold *c);
+void fvm_tr_anchored_entry(struct fvm_tr *tr, unsigned page, unsigned entry);
+void fvm_tr_add_page_offset(struct fvm_tr *tr, unsigned reg, int64_t n);
 void fvm_tr_cold_indirect(struct fvm_tr *tr, struct fvm_cold *c);
 void fvm_tr_emit_branch(struct fvm_tr *tr, struct fvm_tr_insn *i);
 
@@ -135,6 +139,8 @@ void fvm_tr_emit_branch(struct fvm_tr *tr, struct fvm_tr_insn *i);
 void fvm_tr_emit_stack(struct fvm_tr *tr, struct fvm_tr_insn *i);
 void fvm_tr_push_reg(struct fvm_tr *tr, unsigned reg, unsigned bytes);
 void fvm_tr_push_imm(struct fvm_tr *tr, uint64_t value, unsigned bytes);
+/** Push the address of an instruction: a constant, or relative to SLOT_ANCHOR. */
+void fvm_tr_push_rip(struct fvm_tr *tr, uint64_t rip, unsigned bytes);
 unsigned fvm_tr_stack_bytes(const struct fvm_tr *tr, const struct fvm_insn *in);
 void fvm_tr_stack_ref(const struct fvm_tr *tr, int32_t disp, struct fvm_memref *ret);
 void fvm_tr_rsp_add(struct fvm_tr *tr, int32_t n);
