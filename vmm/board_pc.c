@@ -18,6 +18,7 @@
 #include <string.h>
 
 #include "vmm/devices/acpi_pm.h"
+#include "vmm/devices/ahci.h"
 #include "vmm/devices/debug_exit.h"
 #include "vmm/devices/i8042.h"
 #include "vmm/devices/i8254.h"
@@ -162,7 +163,7 @@ static const struct {
     {"piix_ide", true, create_piix_ide},      /*    slot 1.1; 1f0, 170        lines 14, 15 */
 };
 
-/* ---- virtio ---- */
+/* ---- controllers and cards ---- */
 
 static int add(struct fvm_board_pc *pc, int r, struct fvm_device *dev, const char *what, struct fvm_err *err)
 {
@@ -171,6 +172,28 @@ static int add(struct fvm_board_pc *pc, int r, struct fvm_device *dev, const cha
     fvm_assert(pc->count < DEVICES_MAX);
     pc->devices[pc->count++] = dev;
     return 0;
+}
+
+static int add_ahci(struct fvm_board_pc *pc, struct fvm_err *err)
+{
+    const struct fvm_board_pc_config *c = pc->config;
+    struct fvm_ahci_drive drives[FVM_AHCI_PORTS] = {{0}};
+    struct fvm_device *dev = NULL;
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < c->disk_count; i++) {
+        const struct fvm_board_pc_disk *d = &c->disks[i];
+
+        if (d->interface != FVM_BOARD_AHCI)
+            continue;
+        fvm_assert(n < FVM_AHCI_PORTS); /* vm_config_machine.c counts them */
+        drives[n++] = (struct fvm_ahci_drive){.disk = d->disk, .cdrom = d->cdrom, .serial = d->serial};
+    }
+    if (!n)
+        return 0;
+    int r = fvm_ahci_create(pc->board, fvm_pci_host_of(pc->pci), pc->next_slot++, drives, &dev);
+
+    return add(pc, r, dev, "ahci", err);
 }
 
 static int add_virtio(struct fvm_board_pc *pc, struct fvm_err *err)
@@ -247,6 +270,8 @@ int fvm_board_pc_create(struct fvm_board *board, const struct fvm_board_pc_confi
         r = chips[i].create(pc, &dev);
         r = add(pc, r, dev, chips[i].chip, err);
     }
+    if (!r)
+        r = add_ahci(pc, err);
     if (!r)
         r = add_virtio(pc, err);
     if (!r)

@@ -124,7 +124,7 @@ static void test_identify(void)
     for (unsigned i = 0; i < 512; i++)
         sum = (uint8_t)(sum + id[i]);
     CU_ASSERT_EQUAL(sum, 0);
-    CU_ASSERT(!memcmp(id + 20, "ESIRLA1-", 8) || !memcmp(id + 20, "ESIRLA-1", 8));
+    CU_ASSERT(!memcmp(id + 20, "ESIRLA1-", 8));
     CU_ASSERT_EQUAL(id[120] | id[121] << 8 | id[122] << 16, DISK_BYTES / 512);
     /* the slave is not there */
     board_out(&r.t, 0x1f6, 1, 0xb0);

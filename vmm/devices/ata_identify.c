@@ -51,7 +51,7 @@ static void identify_packet(const struct fvm_ata_drive *d, uint8_t *id)
     transfer_modes(d, id);
     word(id, 71, 30);
     word(id, 72, 30);
-    word(id, 80, 0x1e);
+    word(id, 80, 0xf0);
     word(id, 82, 0x4210);
     word(id, 83, 0x4000);
     word(id, 84, 0x4000);
