@@ -4,7 +4,8 @@
  *
  * Any node can be asked. Only the node that the advice names swaps: when that is another one, the operator's tool is
  * sent there. The answer of a side is good for the record as it was when it was asked, so a record that changed
- * meanwhile is looked at anew.
+ * meanwhile is looked at anew; and what this node itself holds is looked at once more right before its swap: its
+ * process may have died since (tests/sim/handover.c found that a hand-back would then throw away the last copy).
  *
  * Invariant: at most one swap per question, on the revision that all answers belong to.
  */
@@ -152,7 +153,11 @@ static void act(struct recovery *r)
     fvm_ho_recover(&r->record, r->owner.holding, r->other.holding, insist, &advice);
     bool swaps = advice.cure == FVM_HO_ABORTS || advice.cure == FVM_HO_HANDS_BACK || advice.cure == FVM_HO_CLAIMS;
     if (swaps && strcmp(advice.by, r->node->name) == 0) {
-        swap(r, &advice);
+        const struct side *mine = strcmp(r->owner.name, r->node->name) == 0 ? &r->owner : &r->other;
+        if (fvm_node_vm_holding(r->node, r->vm, &r->record) == mine->holding)
+            swap(r, &advice);
+        else
+            begin_round(r);
     } else if (swaps && call) {
         fvm_node_call_redirect(call, advice.by);
         free(r);

@@ -21,10 +21,6 @@
 
 #include "migrate/handover.h"
 
-#ifndef FVM_HO_GUARD
-#define FVM_HO_GUARD(name, cond) (cond)
-#endif
-
 #define ADVISE(a, what, who, ...)                                                                                      \
     do {                                                                                                               \
         (a)->cure = (what);                                                                                            \
@@ -49,7 +45,7 @@ static void advise_stable(const struct fvm_ho_record *r, enum fvm_ho_holding own
 
 static void advise_migrating(const struct fvm_ho_record *r, enum fvm_ho_holding owner, struct fvm_ho_advice *a)
 {
-    if (FVM_HO_GUARD(RECOVER_GONE, owner == FVM_HO_HOLDS_NOTHING))
+    if (owner == FVM_HO_HOLDS_NOTHING)
         ADVISE(a, FVM_HO_ABORTS, r->owner,
                "node %s has no process of it any more: the guest died there while it was moving to %s", r->owner,
                r->to);
