@@ -348,33 +348,45 @@ static int lock_dir(const char *path, struct fvm_err *err)
     return fd;
 }
 
+/* The directory as it is under its lock (a first look tells where that is); *ret_lock is to be closed. */
+static int load_locked(const char *path, struct fvm_dir *ret_dir, int *ret_lock, struct fvm_err *err)
+{
+    int rc = fvm_dir_load(path, ret_dir, err);
+    if (rc)
+        return rc;
+    int lock = lock_dir(ret_dir->path, err);
+    fvm_dir_fini(ret_dir);
+    if (lock < 0)
+        return lock;
+    rc = fvm_dir_load(path, ret_dir, err);
+    if (rc)
+        close(lock);
+    else
+        *ret_lock = lock;
+    return rc;
+}
+
 int fvm_dir_add(const char *path, enum fvm_dir_kind kind, const char *name, const char *address, struct fvm_err *err)
 {
     struct fvm_dir dir = {0};
-    int rc = fvm_dir_check_name(kind_name(kind), name, err);
+    int lock, rc = fvm_dir_check_name(kind_name(kind), name, err);
     if (!rc && kind == FVM_DIR_NODE)
         rc = check_address(address, err);
-    if (rc || (rc = fvm_dir_load(path, &dir, err)))
+    if (rc || (rc = load_locked(path, &dir, &lock, err)))
         return rc;
-    int lock = lock_dir(dir.path, err);
+    if (fvm_dir_find(&dir, kind, name))
+        rc = fvm_err_set(err, FVM_EEXIST, 0, "cluster", "%s %s is in the cluster already", kind_name(kind), name);
+    else if (dir.member_count >= FVM_DIR_MEMBERS_MAX)
+        rc = fvm_err_set(err, FVM_EINVAL, 0, "cluster", "a cluster has at most %d members", FVM_DIR_MEMBERS_MAX);
+    for (size_t i = 0; !rc && address && i < dir.member_count; i++)
+        if (strcmp(dir.members[i].address, address) == 0)
+            rc = fvm_err_set(err, FVM_EEXIST, 0, "cluster", "node %s has the address %s already", dir.members[i].name,
+                             address);
+    if (!rc)
+        rc = new_member(&dir, kind, name, address, err);
+    if (!rc)
+        rc = save(&dir, err);
     fvm_dir_fini(&dir);
-    if (lock < 0)
-        return lock;
-    if (!(rc = fvm_dir_load(path, &dir, err))) {
-        if (fvm_dir_find(&dir, kind, name))
-            rc = fvm_err_set(err, FVM_EEXIST, 0, "cluster", "%s %s is in the cluster already", kind_name(kind), name);
-        else if (dir.member_count >= FVM_DIR_MEMBERS_MAX)
-            rc = fvm_err_set(err, FVM_EINVAL, 0, "cluster", "a cluster has at most %d members", FVM_DIR_MEMBERS_MAX);
-        for (size_t i = 0; !rc && address && i < dir.member_count; i++)
-            if (strcmp(dir.members[i].address, address) == 0)
-                rc = fvm_err_set(err, FVM_EEXIST, 0, "cluster", "node %s has the address %s already",
-                                 dir.members[i].name, address);
-        if (!rc)
-            rc = new_member(&dir, kind, name, address, err);
-        if (!rc)
-            rc = save(&dir, err);
-        fvm_dir_fini(&dir);
-    }
     close(lock);
     return rc;
 }
@@ -383,26 +395,20 @@ int fvm_dir_remove(const char *path, enum fvm_dir_kind kind, const char *name, s
 {
     struct fvm_dir dir = {0};
     char secret[4400];
-    int rc = fvm_dir_load(path, &dir, err);
+    int lock, rc = load_locked(path, &dir, &lock, err);
     if (rc)
         return rc;
-    int lock = lock_dir(dir.path, err);
-    fvm_dir_fini(&dir);
-    if (lock < 0)
-        return lock;
-    if (!(rc = fvm_dir_load(path, &dir, err))) {
-        const struct fvm_dir_member *m = fvm_dir_find(&dir, kind, name);
-        if (!m) {
-            rc = fvm_err_set(err, FVM_ENOENT, 0, "cluster", "no %s %s in the cluster", kind_name(kind), name);
-        } else {
-            secret_path(&dir, name, secret, sizeof(secret));
-            dir.members[m - dir.members] = dir.members[--dir.member_count];
-            rc = save(&dir, err);
-            if (!rc)
-                (void)unlink(secret);
-        }
-        fvm_dir_fini(&dir);
+    const struct fvm_dir_member *m = fvm_dir_find(&dir, kind, name);
+    if (!m) {
+        rc = fvm_err_set(err, FVM_ENOENT, 0, "cluster", "no %s %s in the cluster", kind_name(kind), name);
+    } else {
+        secret_path(&dir, name, secret, sizeof(secret));
+        dir.members[m - dir.members] = dir.members[--dir.member_count];
+        rc = save(&dir, err);
+        if (!rc)
+            (void)unlink(secret);
     }
+    fvm_dir_fini(&dir);
     close(lock);
     return rc;
 }

@@ -145,6 +145,19 @@ static bool get_mine(struct fvm_node_call *call, const char *name, struct fvm_vm
     return false;
 }
 
+/* The VM's process here; NULL: the call is ended, by a redirect or because it is not running. */
+static struct fvm_node_vm *my_running(struct fvm_node_call *call, const char *name)
+{
+    struct fvm_vmdb_vm known = {0};
+    if (!get_mine(call, name, &known))
+        return NULL;
+    fvm_vmdb_vm_fini(&known);
+    struct fvm_node_vm *vm = fvm_node_vm_find(call->node, name);
+    if (!vm)
+        fail(call, FVM_ESTATE, "VM %s is not running%s", name, "");
+    return vm;
+}
+
 static void vm_start(struct fvm_node_call *call, const char *name)
 {
     struct fvm_vmdb_vm known = {0};
@@ -167,13 +180,9 @@ static void vm_start(struct fvm_node_call *call, const char *name)
 
 static void vm_stop(struct fvm_node_call *call, const Fvm__VmStop *request)
 {
-    struct fvm_vmdb_vm known = {0};
-    if (!get_mine(call, request->name, &known))
-        return;
-    fvm_vmdb_vm_fini(&known);
-    struct fvm_node_vm *vm = fvm_node_vm_find(call->node, request->name);
+    struct fvm_node_vm *vm = my_running(call, request->name);
     if (!vm)
-        return fail(call, FVM_ESTATE, "VM %s is not running%s", request->name, "");
+        return;
     if ((vm->leaving || vm->moving) && !request->kill)
         return fail(call, FVM_ESTATE, "VM %s is being migrated%s: wait, or cancel that first", request->name, "");
     if (vm->stopper && !request->kill)
@@ -229,12 +238,10 @@ static void on_paused(void *ctx, json_t *result, const struct fvm_err *err)
 /* The call is on the control's list of calls: it ends at the latest when the control closes. */
 static void vm_command(struct fvm_node_call *call, const char *name, const char *command)
 {
-    struct fvm_vmdb_vm known = {0};
-    if (!get_mine(call, name, &known))
+    struct fvm_node_vm *vm = my_running(call, name);
+    if (!vm)
         return;
-    fvm_vmdb_vm_fini(&known);
-    struct fvm_node_vm *vm = fvm_node_vm_find(call->node, name);
-    if (!vm || vm->state != FVM_NODE_VM_UP || !vm->control)
+    if (vm->state != FVM_NODE_VM_UP || !vm->control)
         return fail(call, FVM_ESTATE, "VM %s is not running%s", name, "");
     if (vm->leaving || vm->moving)
         return fail(call, FVM_ESTATE, "VM %s is being migrated%s", name, "");
@@ -244,24 +251,18 @@ static void vm_command(struct fvm_node_call *call, const char *name, const char 
 
 static void console(struct fvm_node_call *call, const Fvm__ConsoleOpen *request)
 {
-    struct fvm_vmdb_vm known = {0};
-    if (!get_mine(call, request->name, &known))
-        return;
-    fvm_vmdb_vm_fini(&known);
-    struct fvm_node_vm *vm = fvm_node_vm_find(call->node, request->name);
+    struct fvm_node_vm *vm = my_running(call, request->name);
     if (!vm)
-        return fail(call, FVM_ESTATE, "VM %s is not running%s", request->name, "");
+        return;
     fvm_node_console_open(vm, call, request->history);
 }
 
 static void migrate(struct fvm_node_call *call, const Fvm__VmMigrate *request)
 {
-    struct fvm_vmdb_vm known = {0};
-    if (!get_mine(call, request->name, &known))
+    struct fvm_node_vm *vm = my_running(call, request->name);
+    if (!vm)
         return;
-    fvm_vmdb_vm_fini(&known);
-    struct fvm_node_vm *vm = fvm_node_vm_find(call->node, request->name);
-    if (!vm || vm->state != FVM_NODE_VM_UP)
+    if (vm->state != FVM_NODE_VM_UP)
         return fail(call, FVM_ESTATE, "VM %s is not running%s", request->name, "");
     fvm_node_migrate_start(call, vm, request);
 }

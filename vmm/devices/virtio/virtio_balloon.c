@@ -112,21 +112,6 @@ static void destroy(struct fvm_device *dev)
     free(balloon_of(dev));
 }
 
-static void reset(struct fvm_device *dev)
-{
-    fvm_virtio_reset(&balloon_of(dev)->virtio);
-}
-
-static void quiesce(struct fvm_device *dev)
-{
-    fvm_virtio_quiesce(&balloon_of(dev)->virtio);
-}
-
-static void resume(struct fvm_device *dev)
-{
-    fvm_virtio_resume(&balloon_of(dev)->virtio);
-}
-
 static int save(struct fvm_device *dev, uint8_t **ret_buf, size_t *ret_len)
 {
     struct balloon *b = balloon_of(dev);
@@ -168,9 +153,9 @@ static void restore(struct fvm_device *dev, const uint8_t *buf, size_t len)
 static const struct fvm_device_ops balloon_ops = {
     .name = "virtio_balloon",
     .destroy = destroy,
-    .reset = reset,
-    .quiesce = quiesce,
-    .resume = resume,
+    .reset = fvm_virtio_reset,
+    .quiesce = fvm_virtio_quiesce,
+    .resume = fvm_virtio_resume,
     .save = save,
     .check = check,
     .restore = restore,

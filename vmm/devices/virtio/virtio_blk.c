@@ -277,25 +277,15 @@ static void destroy(struct fvm_device *dev)
     free(blk);
 }
 
-static void reset(struct fvm_device *dev)
-{
-    fvm_virtio_reset(&blk_of(dev)->virtio);
-}
-
 static void quiesce(struct fvm_device *dev)
 {
     struct blk *blk = blk_of(dev);
-    fvm_virtio_quiesce(&blk->virtio);
+    fvm_virtio_quiesce(dev);
     blk->draining = true;
     fvm_disk_drain(blk->disk);
     blk->draining = false;
     blk->starved = false; /* resume runs the queue anyway */
     fvm_assert(blk->busy == 0);
-}
-
-static void resume(struct fvm_device *dev)
-{
-    fvm_virtio_resume(&blk_of(dev)->virtio);
 }
 
 static int save(struct fvm_device *dev, uint8_t **ret_buf, size_t *ret_len)
@@ -342,9 +332,9 @@ static void restore(struct fvm_device *dev, const uint8_t *buf, size_t len)
 static const struct fvm_device_ops blk_ops = {
     .name = "virtio_blk",
     .destroy = destroy,
-    .reset = reset,
+    .reset = fvm_virtio_reset,
     .quiesce = quiesce,
-    .resume = resume,
+    .resume = fvm_virtio_resume,
     .save = save,
     .check = check,
     .restore = restore,

@@ -141,21 +141,6 @@ static void destroy(struct fvm_device *dev)
     free(console_of(dev));
 }
 
-static void reset(struct fvm_device *dev)
-{
-    fvm_virtio_reset(&console_of(dev)->virtio);
-}
-
-static void quiesce(struct fvm_device *dev)
-{
-    fvm_virtio_quiesce(&console_of(dev)->virtio);
-}
-
-static void resume(struct fvm_device *dev)
-{
-    fvm_virtio_resume(&console_of(dev)->virtio);
-}
-
 static int save(struct fvm_device *dev, uint8_t **ret_buf, size_t *ret_len)
 {
     struct console *con = console_of(dev);
@@ -195,9 +180,9 @@ static void restore(struct fvm_device *dev, const uint8_t *buf, size_t len)
 static const struct fvm_device_ops console_ops = {
     .name = "virtio_console",
     .destroy = destroy,
-    .reset = reset,
-    .quiesce = quiesce,
-    .resume = resume,
+    .reset = fvm_virtio_reset,
+    .quiesce = fvm_virtio_quiesce,
+    .resume = fvm_virtio_resume,
     .save = save,
     .check = check,
     .restore = restore,

@@ -242,18 +242,13 @@ static void destroy(struct fvm_device *dev)
 static void reset(struct fvm_device *dev)
 {
     nic_of(dev)->announce_due = false;
-    fvm_virtio_reset(&nic_of(dev)->virtio);
-}
-
-static void quiesce(struct fvm_device *dev)
-{
-    fvm_virtio_quiesce(&nic_of(dev)->virtio);
+    fvm_virtio_reset(dev);
 }
 
 static void resume(struct fvm_device *dev)
 {
     struct nic *nic = nic_of(dev);
-    fvm_virtio_resume(&nic->virtio);
+    fvm_virtio_resume(dev);
     if (!nic->announce_due)
         return;
     nic->announce_due = false;
@@ -317,7 +312,7 @@ static const struct fvm_device_ops net_ops = {
     .name = "virtio_net",
     .destroy = destroy,
     .reset = reset,
-    .quiesce = quiesce,
+    .quiesce = fvm_virtio_quiesce,
     .resume = resume,
     .save = save,
     .check = check,

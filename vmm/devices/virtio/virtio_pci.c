@@ -436,21 +436,24 @@ void fvm_virtio_fini(struct fvm_virtio *v)
     v->defer_event = -1;
 }
 
-void fvm_virtio_reset(struct fvm_virtio *v)
+void fvm_virtio_reset(struct fvm_device *dev)
 {
+    struct fvm_virtio *v = FVM_CONTAINER_OF(dev, struct fvm_virtio, dev);
     driver_reset(v);
     v->config_generation = 0;
     fvm_pci_function_reset(&v->pci);
 }
 
-void fvm_virtio_quiesce(struct fvm_virtio *v)
+void fvm_virtio_quiesce(struct fvm_device *dev)
 {
+    struct fvm_virtio *v = FVM_CONTAINER_OF(dev, struct fvm_virtio, dev);
     v->quiesced = true;
     v->deferred = 0;
 }
 
-void fvm_virtio_resume(struct fvm_virtio *v)
+void fvm_virtio_resume(struct fvm_device *dev)
 {
+    struct fvm_virtio *v = FVM_CONTAINER_OF(dev, struct fvm_virtio, dev);
     v->quiesced = false;
     if (fvm_virtio_running(v))
         run_all(v);

@@ -93,10 +93,11 @@ void fvm_virtio_queue_interrupt(struct fvm_virtio *v, const struct fvm_virtqueue
 /** Device configuration changed: new generation, configuration interrupt. */
 void fvm_virtio_config_changed(struct fvm_virtio *v);
 
-/* The common part of the device operations. */
-void fvm_virtio_reset(struct fvm_virtio *v);
-void fvm_virtio_quiesce(struct fvm_virtio *v);
-void fvm_virtio_resume(struct fvm_virtio *v);
+/* Device operations as they are for a chip with nothing to add, and called by those of one that has. dev: an fvm_virtio's. */
+void fvm_virtio_reset(struct fvm_device *dev);
+void fvm_virtio_quiesce(struct fvm_device *dev);
+void fvm_virtio_resume(struct fvm_device *dev);
+/* The common part of the others. */
 /** Fills an initialised message with malloc'd parts, freed by _save_free. */
 int fvm_virtio_save(const struct fvm_virtio *v, Fvm__VirtioState *ret_state);
 void fvm_virtio_save_free(Fvm__VirtioState *state);

@@ -69,21 +69,6 @@ static void destroy(struct fvm_device *dev)
     free(rng_of(dev));
 }
 
-static void reset(struct fvm_device *dev)
-{
-    fvm_virtio_reset(&rng_of(dev)->virtio);
-}
-
-static void quiesce(struct fvm_device *dev)
-{
-    fvm_virtio_quiesce(&rng_of(dev)->virtio);
-}
-
-static void resume(struct fvm_device *dev)
-{
-    fvm_virtio_resume(&rng_of(dev)->virtio);
-}
-
 static int save(struct fvm_device *dev, uint8_t **ret_buf, size_t *ret_len)
 {
     Fvm__VirtioState virtio = FVM__VIRTIO_STATE__INIT;
@@ -118,9 +103,9 @@ static void restore(struct fvm_device *dev, const uint8_t *buf, size_t len)
 static const struct fvm_device_ops rng_ops = {
     .name = "virtio_rng",
     .destroy = destroy,
-    .reset = reset,
-    .quiesce = quiesce,
-    .resume = resume,
+    .reset = fvm_virtio_reset,
+    .quiesce = fvm_virtio_quiesce,
+    .resume = fvm_virtio_resume,
     .save = save,
     .check = check,
     .restore = restore,
