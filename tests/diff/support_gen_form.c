@@ -242,11 +242,9 @@ static bool is_decimal(ZydisMnemonic m)
            m == ZYDIS_MNEMONIC_AAM || m == ZYDIS_MNEMONIC_AAD;
 }
 
-static bool add_form(struct gen *g, const struct diff_form *f)
+/* The FS or GS prefix, or 0, and whether there is an address size prefix. */
+static unsigned choose_prefixes(struct gen *g, const struct diff_form *f, bool *ret_a32)
 {
-    uint8_t b[32];
-    struct modrm m = {0};
-    struct fvm_insn in;
     unsigned seg = f->mem && diff_chance(&g->r, 10) ? 0x64 | diff_below(&g->r, 2) : 0;
     bool a32 = f->mem && diff_chance(&g->r, 4);
     if (f->category == ZYDIS_CATEGORY_STRINGOP && diff_chance(&g->r, 15))
@@ -256,9 +254,20 @@ static bool add_form(struct gen *g, const struct diff_form *f)
     if ((f->mnemonic == ZYDIS_MNEMONIC_XLAT || f->category == ZYDIS_CATEGORY_DATAXFER) && diff_chance(&g->r, 3) &&
         gen_is64(g))
         seg = 0x64;
-    unsigned rex_r = diff_below(&g->r, gen_is64(g) ? 2 : 1), rex_b = diff_below(&g->r, gen_is64(g) ? 2 : 1);
     if (!gen_is64(g)) /* no FS and GS there; few 16-bit addresses */
         seg = 0, a32 = diff_chance(&g->r, 1);
+    *ret_a32 = a32;
+    return seg;
+}
+
+static bool add_form(struct gen *g, const struct diff_form *f)
+{
+    uint8_t b[32];
+    struct modrm m = {0};
+    struct fvm_insn in;
+    bool a32;
+    unsigned seg = choose_prefixes(g, f, &a32);
+    unsigned rex_r = diff_below(&g->r, gen_is64(g) ? 2 : 1), rex_b = diff_below(&g->r, gen_is64(g) ? 2 : 1);
     uint64_t seg_base = seg == 0x64 ? g->s->req.init.fs_base : seg == 0x65 ? g->s->req.init.gs_base : 0;
     if (f->mem)
         make_modrm(g, &m, is_vsib(f), seg_base, a32, wants_alignment(f) && diff_chance(&g->r, 93) ? ~63ull : ~0ull);
