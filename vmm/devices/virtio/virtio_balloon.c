@@ -115,17 +115,10 @@ static void destroy(struct fvm_device *dev)
 static int save(struct fvm_device *dev, uint8_t **ret_buf, size_t *ret_len)
 {
     struct balloon *b = balloon_of(dev);
-    Fvm__VirtioState virtio = FVM__VIRTIO_STATE__INIT;
     Fvm__VirtioBalloonState msg = FVM__VIRTIO_BALLOON_STATE__INIT;
-    int r = fvm_virtio_save(&b->virtio, &virtio);
-    if (r < 0)
-        return r;
-    msg.virtio = &virtio;
     msg.target_pages = b->target_pages;
     msg.actual_pages = b->actual_pages;
-    r = fvm_device_pack(&msg.base, ret_buf, ret_len);
-    fvm_virtio_save_free(&virtio);
-    return r;
+    return fvm_virtio_save(&b->virtio, &msg.base, &msg.virtio, ret_buf, ret_len);
 }
 
 static int check(struct fvm_device *dev, const uint8_t *buf, size_t len, struct fvm_err *err)

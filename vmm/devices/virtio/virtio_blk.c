@@ -291,17 +291,10 @@ static void quiesce(struct fvm_device *dev)
 static int save(struct fvm_device *dev, uint8_t **ret_buf, size_t *ret_len)
 {
     struct blk *blk = blk_of(dev);
-    Fvm__VirtioState virtio = FVM__VIRTIO_STATE__INIT;
     Fvm__VirtioBlkState msg = FVM__VIRTIO_BLK_STATE__INIT;
-    int r = fvm_virtio_save(&blk->virtio, &virtio);
-    if (r < 0)
-        return r;
-    msg.virtio = &virtio;
     msg.capacity_sectors = fvm_disk_bytes(blk->disk) / SECTOR;
     msg.readonly = fvm_disk_readonly(blk->disk);
-    r = fvm_device_pack(&msg.base, ret_buf, ret_len);
-    fvm_virtio_save_free(&virtio);
-    return r;
+    return fvm_virtio_save(&blk->virtio, &msg.base, &msg.virtio, ret_buf, ret_len);
 }
 
 static int check(struct fvm_device *dev, const uint8_t *buf, size_t len, struct fvm_err *err)

@@ -144,16 +144,9 @@ static void destroy(struct fvm_device *dev)
 static int save(struct fvm_device *dev, uint8_t **ret_buf, size_t *ret_len)
 {
     struct console *con = console_of(dev);
-    Fvm__VirtioState virtio = FVM__VIRTIO_STATE__INIT;
     Fvm__VirtioConsoleState msg = FVM__VIRTIO_CONSOLE_STATE__INIT;
-    int r = fvm_virtio_save(&con->virtio, &virtio);
-    if (r < 0)
-        return r;
-    msg.virtio = &virtio;
     msg.tx_taken = con->tx_taken;
-    r = fvm_device_pack(&msg.base, ret_buf, ret_len);
-    fvm_virtio_save_free(&virtio);
-    return r;
+    return fvm_virtio_save(&con->virtio, &msg.base, &msg.virtio, ret_buf, ret_len);
 }
 
 static int check(struct fvm_device *dev, const uint8_t *buf, size_t len, struct fvm_err *err)

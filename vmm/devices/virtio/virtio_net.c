@@ -262,19 +262,13 @@ static void resume(struct fvm_device *dev)
 static int save(struct fvm_device *dev, uint8_t **ret_buf, size_t *ret_len)
 {
     struct nic *nic = nic_of(dev);
-    Fvm__VirtioState virtio = FVM__VIRTIO_STATE__INIT;
     Fvm__VirtioNetState msg = FVM__VIRTIO_NET_STATE__INIT;
     int r = fvm_net_save(nic->net, &msg.backend.data, &msg.backend.len);
     if (r < 0)
         return r;
-    r = fvm_virtio_save(&nic->virtio, &virtio);
-    if (r == 0) {
-        msg.virtio = &virtio;
-        msg.mac = (ProtobufCBinaryData){.len = 6, .data = nic->mac};
-        msg.announce = nic->announce;
-        r = fvm_device_pack(&msg.base, ret_buf, ret_len);
-        fvm_virtio_save_free(&virtio);
-    }
+    msg.mac = (ProtobufCBinaryData){.len = 6, .data = nic->mac};
+    msg.announce = nic->announce;
+    r = fvm_virtio_save(&nic->virtio, &msg.base, &msg.virtio, ret_buf, ret_len);
     free(msg.backend.data);
     return r;
 }

@@ -461,7 +461,7 @@ void fvm_virtio_resume(struct fvm_device *dev)
 
 /* --- state --- */
 
-int fvm_virtio_save(const struct fvm_virtio *v, Fvm__VirtioState *ret_state)
+static int fill_state(const struct fvm_virtio *v, Fvm__VirtioState *ret_state)
 {
     Fvm__PciFunctionState *pci = malloc(sizeof(*pci));
     Fvm__VirtioQueueState *queues = calloc(v->queue_count, sizeof(*queues));
@@ -493,7 +493,7 @@ int fvm_virtio_save(const struct fvm_virtio *v, Fvm__VirtioState *ret_state)
     return 0;
 }
 
-void fvm_virtio_save_free(Fvm__VirtioState *state)
+static void free_state(Fvm__VirtioState *state)
 {
     if (state->pci) {
         fvm_pci_function_save_free(state->pci);
@@ -502,7 +502,20 @@ void fvm_virtio_save_free(Fvm__VirtioState *state)
     if (state->n_queues)
         free(state->queues[0]);
     free(state->queues);
-    fvm__virtio_state__init(state);
+}
+
+int fvm_virtio_save(const struct fvm_virtio *v, const ProtobufCMessage *msg, Fvm__VirtioState **slot, uint8_t **ret_buf,
+                    size_t *ret_len)
+{
+    Fvm__VirtioState state = FVM__VIRTIO_STATE__INIT;
+    int r = fill_state(v, &state);
+    if (r < 0)
+        return r;
+    *slot = &state;
+    r = fvm_device_pack(msg, ret_buf, ret_len);
+    *slot = NULL;
+    free_state(&state);
+    return r;
 }
 
 int fvm_virtio_check(const struct fvm_virtio *v, const Fvm__VirtioState *state, struct fvm_err *err)

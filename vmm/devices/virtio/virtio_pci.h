@@ -98,9 +98,9 @@ void fvm_virtio_reset(struct fvm_device *dev);
 void fvm_virtio_quiesce(struct fvm_device *dev);
 void fvm_virtio_resume(struct fvm_device *dev);
 /* The common part of the others. */
-/** Fills an initialised message with malloc'd parts, freed by _save_free. */
-int fvm_virtio_save(const struct fvm_virtio *v, Fvm__VirtioState *ret_state);
-void fvm_virtio_save_free(Fvm__VirtioState *state);
+/** Packs a chip's message (fvm_device_pack) with the common state at *slot, its member "virtio"; NULL again after. */
+int fvm_virtio_save(const struct fvm_virtio *v, const ProtobufCMessage *msg, Fvm__VirtioState **slot, uint8_t **ret_buf,
+                    size_t *ret_len);
 int fvm_virtio_check(const struct fvm_virtio *v, const Fvm__VirtioState *state, struct fvm_err *err);
 void fvm_virtio_restore(struct fvm_virtio *v, const Fvm__VirtioState *state);
 

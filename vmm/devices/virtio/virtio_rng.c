@@ -71,15 +71,8 @@ static void destroy(struct fvm_device *dev)
 
 static int save(struct fvm_device *dev, uint8_t **ret_buf, size_t *ret_len)
 {
-    Fvm__VirtioState virtio = FVM__VIRTIO_STATE__INIT;
     Fvm__VirtioRngState msg = FVM__VIRTIO_RNG_STATE__INIT;
-    int r = fvm_virtio_save(&rng_of(dev)->virtio, &virtio);
-    if (r < 0)
-        return r;
-    msg.virtio = &virtio;
-    r = fvm_device_pack(&msg.base, ret_buf, ret_len);
-    fvm_virtio_save_free(&virtio);
-    return r;
+    return fvm_virtio_save(&rng_of(dev)->virtio, &msg.base, &msg.virtio, ret_buf, ret_len);
 }
 
 static int check(struct fvm_device *dev, const uint8_t *buf, size_t len, struct fvm_err *err)
