@@ -20,6 +20,7 @@
 #include "vmm/devices/acpi_pm.h"
 #include "vmm/devices/ahci.h"
 #include "vmm/devices/debug_exit.h"
+#include "vmm/devices/e1000.h"
 #include "vmm/devices/i8042.h"
 #include "vmm/devices/i8254.h"
 #include "vmm/devices/i8259.h"
@@ -212,6 +213,12 @@ static int add_virtio(struct fvm_board_pc *pc, struct fvm_err *err)
         r = add(pc, r, dev, name, err);
     }
     for (unsigned i = 0; !r && i < c->net_count; i++) {
+        if (c->nets[i].e1000) {
+            snprintf(name, sizeof(name), "e1000-%u", i);
+            r = fvm_e1000_create(pc->board, host, pc->next_slot++, name, c->nets[i].net, c->nets[i].mac, &dev);
+            r = add(pc, r, dev, name, err);
+            continue;
+        }
         snprintf(name, sizeof(name), "virtio-net%u", i);
         r = fvm_virtio_net_create(pc->board, host, pc->next_slot++, name, c->nets[i].net, c->nets[i].mac, &dev);
         r = add(pc, r, dev, name, err);

@@ -27,6 +27,7 @@ struct fvm_board_pc_disk {
 struct fvm_board_pc_net {
     struct fvm_net *net;   /* borrowed: the vm opens, activates and closes it */
     uint8_t mac[6];
+    bool e1000;            /* an 82540EM; else virtio */
 };
 struct fvm_board_pc_config {
     bool full; /* the PC's south bridge and what hangs on it; else virtio is all there is on PCI */

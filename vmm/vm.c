@@ -174,8 +174,10 @@ static int open_net(struct fvm_vm *vm, size_t index, struct fvm_err *err)
                                         .forward_count = (unsigned)net->n_forwards,
                                         .inactive = vm->hooks.inactive};
     int r = fvm_net_open(vm->loop, &opt, NULL, NULL, &vm->nets[vm->net_count], err);
-    if (!r)
+    if (!r) {
+        vm->e1000[vm->net_count] = !strcmp(net->model, "e1000");
         derive_mac(vm->config, index, vm->macs[vm->net_count++]);
+    }
     return r;
 }
 
@@ -268,6 +270,7 @@ static int make_board(struct fvm_vm *vm, struct fvm_err *err)
     for (unsigned i = 0; i < vm->net_count; i++) {
         nets[i].net = vm->nets[i];
         memcpy(nets[i].mac, vm->macs[i], 6);
+        nets[i].e1000 = vm->e1000[i];
     }
     int r = fvm_board_pc_create(&vm->board, &pc, &vm->pc, err);
     if (!r) { /* power-on state: a destination checks and restores without ever booting */

@@ -41,6 +41,7 @@ struct fvm_vm { /* owner: the loop's thread; other threads hold op_lock */
     unsigned disk_count;
     struct fvm_net *nets[FVM_CONFIG_NETS_MAX];
     uint8_t macs[FVM_CONFIG_NETS_MAX][6];
+    bool e1000[FVM_CONFIG_NETS_MAX];
     unsigned net_count;
     struct fvm_boot_image vga_rom; /* open: path not NULL */
     struct fvm_board board;
