@@ -26,6 +26,7 @@ enum {
     O_DRY_RUN,
     O_NO_HISTORY,
     O_KERNEL,
+    O_FIRMWARE,
     O_INITRD,
     O_APPEND,
     O_MEMORY,
@@ -54,6 +55,7 @@ static const struct argp_option table[] = {
     {"address", O_ADDRESS, "tcp://HOST:PORT", 0, "where the node listens", 0},
     {0, 0, 0, 0, "vm create (files are the node's):", 3},
     {"kernel", O_KERNEL, "FILE", 0, "Linux bzImage or multiboot kernel", 0},
+    {"firmware", O_FIRMWARE, "seabios|FILE", 0, "start firmware, which boots from a disk, instead of a kernel", 0},
     {"initrd", O_INITRD, "FILE", 0, "initial RAM disk", 0},
     {"append", O_APPEND, "TEXT", 0, "the kernel's command line", 0},
     {"memory", O_MEMORY, "SIZE", 0, "guest memory, as 512M or 2G (default 1G)", 0},
@@ -194,6 +196,12 @@ static void machine_option(struct parse *p, int key, const char *arg)
     switch (key) {
     case O_KERNEL:
         set_path(p, &c->kernel, arg);
+        break;
+    case O_FIRMWARE:
+        if (strcmp(arg, "seabios"))
+            set_path(p, &c->firmware, arg);
+        else
+            rc = fvm_config_set(&c->firmware, arg);
         break;
     case O_INITRD:
         set_path(p, &c->initrd, arg);

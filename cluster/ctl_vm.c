@@ -34,8 +34,8 @@ int fvm_ctl_vm_create(struct fvm_ctl *ctl, struct fvm_err *err)
     int rc = fvm_dir_check_name("VM", ctl->opt.words[2], err);
     if (!rc && fvm_config_set(&ctl->opt.config->name, ctl->opt.words[2]))
         rc = fvm_err_set(err, FVM_ENOMEM, 0, "cluster", "out of memory");
-    if (!rc && !ctl->opt.config->kernel[0])
-        rc = fvm_err_set(err, FVM_EINVAL, 0, "cluster", "what should VM %s boot? --kernel FILE is needed",
+    if (!rc && !ctl->opt.config->kernel[0] && !ctl->opt.config->firmware[0])
+        rc = fvm_err_set(err, FVM_EINVAL, 0, "cluster", "what should VM %s boot? --kernel FILE or --firmware seabios is needed",
                          ctl->opt.words[2]);
     if (rc)
         return rc;

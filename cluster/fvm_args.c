@@ -18,12 +18,13 @@ static const char room[] = "args";
 enum { /* options without a letter */
     O_KERNEL = 256, O_INITRD, O_APPEND, O_MEMORY, O_CPUS, O_CPU, O_DISK, O_CDROM, O_MACHINE, O_BOOT, O_NET, O_SERIAL, O_CONSOLE, O_CONTROL, O_NAME,
     O_STATS, O_INCOMING, O_PAUSED, O_TRACE, O_TRACE_FILE, O_SINGLE_BLOCK, O_SINGLE_INSN, O_LOG_LEVEL, O_ON_RESET,
-    O_SANDBOX, O_ID, O_TSC_KHZ, O_NO_RNG, O_JSON, O_TIMEOUT, O_VGA, O_DISPLAY,
+    O_SANDBOX, O_ID, O_TSC_KHZ, O_NO_RNG, O_JSON, O_TIMEOUT, O_VGA, O_FIRMWARE, O_DISPLAY,
 };
 
 static const struct argp_option run_options[] = {
     {0, 0, 0, 0, "What to boot:", 1},
-    {"kernel", O_KERNEL, "FILE", 0, "Linux bzImage or multiboot kernel (needed)", 0},
+    {"kernel", O_KERNEL, "FILE", 0, "Linux bzImage or multiboot kernel", 0},
+    {"firmware", O_FIRMWARE, "seabios|FILE", 0, "start a PC's firmware, which boots from a disk (instead of a kernel)", 0},
     {"initrd", O_INITRD, "FILE", 0, "initial RAM disk, or a multiboot module", 0},
     {"append", O_APPEND, "TEXT", 0, "the kernel's command line", 0},
     {0, 0, 0, 0, "The machine:", 2},
@@ -189,6 +190,7 @@ static int machine_option(struct parse *p, int key, const char *arg)
     Fvm__VmConfig *c = p->run->config;
     switch (key) {
     case O_KERNEL: return set(p, &c->kernel, arg);
+    case O_FIRMWARE: return set(p, &c->firmware, arg);
     case O_INITRD: return set(p, &c->initrd, arg);
     case O_APPEND: return set(p, &c->append, arg);
     case O_MEMORY: return fvm_config_parse_bytes(arg, &c->memory_bytes, p->err);

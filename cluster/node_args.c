@@ -87,7 +87,10 @@ static void add_machine(struct args *a, const Fvm__VmConfig *c, const char *swit
             snprintf(hex + 2 * i, 3, "%02x", c->id.data[i]);
         add(a, "--id=%s", hex);
     }
-    add(a, "--kernel=%s", c->kernel);
+    if (c->firmware[0])
+        add(a, "--firmware=%s", c->firmware);
+    else
+        add(a, "--kernel=%s", c->kernel);
     if (c->initrd[0])
         add(a, "--initrd=%s", c->initrd);
     if (c->append[0])

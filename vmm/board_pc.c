@@ -43,7 +43,7 @@ struct fvm_board_pc {
     const struct fvm_board_pc_config *config; /* during create only */
     struct fvm_device *devices[DEVICES_MAX];
     unsigned count;
-    struct fvm_device *lapic, *i8259, *serial, *pci, *console, *i8042, *vga;
+    struct fvm_device *lapic, *i8259, *serial, *pci, *console, *i8042, *vga, *acpi_pm;
     uint8_t next_slot;
 };
 
@@ -112,12 +112,15 @@ static int create_pci_host(struct fvm_board_pc *pc, struct fvm_device **ret)
 
 static int create_acpi_pm(struct fvm_board_pc *pc, struct fvm_device **ret)
 {
-    return fvm_acpi_pm_create(pc->board, LINE_SCI, fvm_pci_host_of(pc->pci), ret);
+    int r = fvm_acpi_pm_create(pc->board, LINE_SCI, fvm_pci_host_of(pc->pci), ret);
+
+    pc->acpi_pm = *ret;
+    return r;
 }
 
 static int create_piix3(struct fvm_board_pc *pc, struct fvm_device **ret)
 {
-    return fvm_piix3_create(pc->board, fvm_pci_host_of(pc->pci), SLOT_SOUTH, ret);
+    return fvm_piix3_create(pc->board, fvm_pci_host_of(pc->pci), SLOT_SOUTH, pc->acpi_pm, ret);
 }
 
 /* Disks from the first place up, CD-ROMs from the secondary master, as PCs have them. */

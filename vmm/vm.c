@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "vmm/firmware/boot.h"
 #include "vmm/vm_internal.h"
 
 static const char room[] = "vm";
@@ -238,6 +239,14 @@ static void on_window(void *ctx)
         fvm_vcpu_request(vm->vcpus[i], FVM_REQ_FLUSH);
 }
 
+static int make_firmware(struct fvm_vm *vm, struct fvm_err *err)
+{
+    const char *name = vm->config->firmware;
+    if (!name[0])
+        return 0;
+    return fvm_firmware_open(strcmp(name, "seabios") ? name : FVM_FIRMWARE_SEABIOS, vm->bus, vm->ram, &vm->firmware, err);
+}
+
 static int make_board(struct fvm_vm *vm, struct fvm_err *err)
 {
     const Fvm__VmConfig *config = vm->config;
@@ -272,7 +281,9 @@ static int make_board(struct fvm_vm *vm, struct fvm_err *err)
         memcpy(nets[i].mac, vm->macs[i], 6);
         nets[i].e1000 = vm->e1000[i];
     }
-    int r = fvm_board_pc_create(&vm->board, &pc, &vm->pc, err);
+    int r = make_firmware(vm, err);
+    if (!r)
+        r = fvm_board_pc_create(&vm->board, &pc, &vm->pc, err);
     if (!r) { /* power-on state: a destination checks and restores without ever booting */
         fvm_bus_lock(vm->bus);
         fvm_board_pc_reset(vm->pc);
@@ -376,6 +387,7 @@ void fvm_vm_destroy(struct fvm_vm **vm_p)
         fvm_board_pc_destroy(&vm->pc);
     if (vm->vga_rom.path)
         fvm_boot_image_close(&vm->vga_rom);
+    fvm_firmware_close(&vm->firmware);
     for (unsigned i = 0; i < vm->vcpu_count; i++)
         fvm_vcpu_destroy(&vm->vcpus[i]);
     if (vm->engine)
@@ -418,6 +430,11 @@ const Fvm__VmConfig *fvm_vm_config(const struct fvm_vm *vm)
 struct fvm_ram *fvm_vm_ram(struct fvm_vm *vm)
 {
     return vm->ram;
+}
+
+struct fvm_loop *fvm_vm_loop(struct fvm_vm *vm)
+{
+    return vm->loop;
 }
 
 struct fvm_clock *fvm_vm_clock(struct fvm_vm *vm)

@@ -256,8 +256,10 @@ int fvm_config_check(const Fvm__VmConfig *config, bool files, struct fvm_err *er
                         config->cpus);
     if (!r && config->id.len != 16)
         r = fvm_err_set(err, FVM_EINVAL, 0, room, "the id has %zu bytes, not 16", config->id.len);
-    if (!r && !config->kernel[0])
-        r = fvm_err_set(err, FVM_EINVAL, 0, room, "no kernel given; --kernel FILE is needed");
+    if (!r && !config->kernel[0] && !config->firmware[0])
+        r = fvm_err_set(err, FVM_EINVAL, 0, room, "nothing to boot: --kernel FILE, or --firmware seabios and a disk");
+    if (!r && config->kernel[0] && config->firmware[0])
+        r = fvm_err_set(err, FVM_EINVAL, 0, room, "--kernel and --firmware: a machine starts with one of them");
     if (!r && strlen(config->append) > FVM_CONFIG_APPEND_MAX)
         r = fvm_err_set(err, FVM_EINVAL, 0, room, "the kernel's command line has %zu characters; at most %d fit",
                         strlen(config->append), FVM_CONFIG_APPEND_MAX);
@@ -273,8 +275,10 @@ int fvm_config_check(const Fvm__VmConfig *config, bool files, struct fvm_err *er
         r = fvm_config_check_nets(config, err);
     if (!r)
         r = fvm_config_check_machine(config, err);
-    if (!r && files)
+    if (!r && files && config->kernel[0])
         r = check_readable("kernel", config->kernel, err);
+    if (!r && files && config->firmware[0] && strcmp(config->firmware, "seabios"))
+        r = check_readable("firmware", config->firmware, err);
     if (!r && files && config->initrd[0])
         r = check_readable("initrd", config->initrd, err);
     return r;

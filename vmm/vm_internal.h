@@ -45,6 +45,7 @@ struct fvm_vm { /* owner: the loop's thread; other threads hold op_lock */
     unsigned net_count;
     struct fvm_boot_image vga_rom; /* open: path not NULL */
     struct fvm_board board;
+    struct fvm_firmware *firmware; /* NULL: a kernel is loaded */
     struct fvm_board_pc *pc;
     struct fvm_engine *engine;
     struct fvm_vcpu *vcpus[FVM_CONFIG_CPUS_MAX];

@@ -232,7 +232,7 @@ static int boot_locked(struct fvm_vm *vm, struct fvm_err *err)
     struct fvm_boot_state start;
     fvm_bus_lock(vm->bus);
     fvm_board_pc_reset(vm->pc);
-    int r = fvm_boot_load(vm->ram, &options, &start, err);
+    int r = vm->firmware ? fvm_firmware_load(vm->firmware, vm->ram, &start, err) : fvm_boot_load(vm->ram, &options, &start, err);
     for (unsigned i = 0; !r && i < vm->vcpu_count; i++) {
         struct fvm_vcpu *v = vm->vcpus[i];
         fvm_vcpu_reset_state(v, false);

@@ -251,7 +251,7 @@ static void restore_cpu(struct fvm_vcpu *v, const Fvm__CpuState *m)
     v->xcr0 = m->xcr0;
     v->cpl = (uint8_t)m->cpl;
     v->run = (uint8_t)m->run;
-    v->int_shadow = !!m->int_shadow;
+    v->int_shadow = (uint8_t)FVM_MIN(m->int_shadow, (uint32_t)FVM_SHADOW_SS);
     v->nmi_blocked = !!m->nmi_blocked;
     v->nmi_pending = !!m->nmi_pending;
     v->sipi_vector = (uint8_t)m->sipi_vector;

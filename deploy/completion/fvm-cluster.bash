@@ -29,7 +29,7 @@ _fvm_cluster() {
         case "${words[0]:-} ${words[1]:-}" in
         "init ") options+=" --store" ;;
         "node add") options+=" --address" ;;
-        "vm create") options+=" --kernel --initrd --append --memory --cpus --cpu --machine --boot --disk --cdrom --net --no-rng --on-reset" ;;
+        "vm create") options+=" --kernel --firmware --initrd --append --memory --cpus --cpu --machine --boot --disk --cdrom --net --no-rng --on-reset" ;;
         "vm stop") options+=" --timeout" ;;
         "vm console") options+=" --no-history" ;;
         "vm migrate") options+=" --max-downtime --deadline --on-miss --rate-limit --dry-run" ;;

@@ -22,13 +22,14 @@ _fvm() {
         esac
         return
         ;;
+    --firmware) COMPREPLY=($(compgen -W 'seabios' -f -- "$cur")) && return ;;
     --vga) COMPREPLY=($(compgen -W 'std none' -- "$cur")) && return ;;
     --display) COMPREPLY=($(compgen -W 'none vnc=' -- "$cur")) && return ;;
     --cpu) COMPREPLY=($(compgen -W 'fvm64-v1 fvm64-v2 fvm64-v3' -- "$cur")) && return ;;
     --machine) COMPREPLY=($(compgen -W 'pc virtio' -- "$cur")) && return ;;
     --boot) COMPREPLY=($(compgen -W 'disk cdrom net disk,cdrom,net cdrom,disk' -- "$cur")) && return ;;
     --net) COMPREPLY=($(compgen -W 'user switch: none' -- "$cur")) && return ;;
-    --trace) COMPREPLY=($(compgen -W 'exec int io code' -- "$cur")) && return ;;
+    --trace) COMPREPLY=($(compgen -W 'exec int mmu io code' -- "$cur")) && return ;;
     --log-level) COMPREPLY=($(compgen -W 'error warn info debug' -- "$cur")) && return ;;
     --sandbox) COMPREPLY=($(compgen -W 'on off log' -- "$cur")) && return ;;
     --on-reset) COMPREPLY=($(compgen -W 'reset stop' -- "$cur")) && return ;;

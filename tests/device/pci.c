@@ -111,7 +111,7 @@ static void test_bars(void)
 {
     up();
     cw(0x10, 4, 0xffffffff);
-    CU_ASSERT_EQUAL(cr(3, 0x10, 4), 0x0000ffe1); /* 32 ports */
+    CU_ASSERT_EQUAL(cr(3, 0x10, 4), 0xffffffe1); /* 32 ports */
     cw(0x20, 4, 0xffffffff);
     cw(0x24, 4, 0xffffffff);
     CU_ASSERT_EQUAL(cr(3, 0x20, 4), 0xffffc004);

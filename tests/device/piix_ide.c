@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "support_disk.h"
+#include "vmm/devices/acpi_pm.h"
 #include "vmm/devices/piix3.h"
 
 enum { DISK_BYTES = 4 << 20, CD_BYTES = 1 << 20, BM = 0xc000, TABLE = 0x100000, DATA = 0x200000 };
@@ -13,7 +14,7 @@ enum { BSY = 0x80, DRDY = 0x40, DRQ = 8, ERR = 1 };
 
 struct rig {
     struct test_board t;
-    struct fvm_device *bridge, *south, *dev;
+    struct fvm_device *bridge, *pm, *south, *dev;
     struct fvm_disk *disk, *cd;
     char disk_path[64], cd_path[64];
 };
@@ -35,7 +36,8 @@ static void chips(struct rig *r)
     struct fvm_ide_drive drives[FVM_IDE_DRIVES] = {{r->disk, false, "SERIAL-1"}, {0}, {r->cd, true, NULL}, {0}};
 
     CU_ASSERT_EQUAL_FATAL(fvm_pci_host_create(&r->t.board, &r->bridge), 0);
-    CU_ASSERT_EQUAL_FATAL(fvm_piix3_create(&r->t.board, fvm_pci_host_of(r->bridge), 1, &r->south), 0);
+    CU_ASSERT_EQUAL_FATAL(fvm_acpi_pm_create(&r->t.board, 9, fvm_pci_host_of(r->bridge), &r->pm), 0);
+    CU_ASSERT_EQUAL_FATAL(fvm_piix3_create(&r->t.board, fvm_pci_host_of(r->bridge), 1, r->pm, &r->south), 0);
     CU_ASSERT_EQUAL_FATAL(fvm_piix_ide_create(&r->t.board, fvm_pci_host_of(r->bridge), 1, drives, &r->dev), 0);
     fvm_pci_host_assign(fvm_pci_host_of(r->bridge));
     CU_ASSERT_EQUAL(pci_read(r, 9, 0x20, 4), BM | 1);
@@ -63,6 +65,7 @@ static void down(struct rig *r)
 {
     r->dev->ops->destroy(r->dev);
     r->south->ops->destroy(r->south);
+    r->pm->ops->destroy(r->pm);
     r->bridge->ops->destroy(r->bridge);
     disk_forget(&r->disk, r->disk_path[0] ? r->disk_path : NULL);
     disk_forget(&r->cd, r->cd_path[0] ? r->cd_path : NULL);

@@ -40,6 +40,7 @@ struct acpi_pm {
     unsigned line;
     struct fvm_timer *timer;
     int claim_id;
+    uint16_t base; /* 0: not claimed */
 };
 
 static uint64_t timer_ticks(uint64_t ns)
@@ -198,6 +199,19 @@ static void reset_write(void *ctx, uint64_t offset, unsigned size, uint64_t valu
 static const struct fvm_bus_ops port_ops = {.read = port_read, .write = port_write};
 static const struct fvm_bus_ops reset_ops = {.read = reset_read, .write = reset_write};
 
+void fvm_acpi_pm_move(struct fvm_device *dev, uint16_t base)
+{
+    struct acpi_pm *a = (struct acpi_pm *)dev;
+
+    if (base == a->base)
+        return;
+    if (a->base)
+        fvm_bus_release(dev->board->bus, a->claim_id);
+    a->base = base;
+    if (base && fvm_bus_claim(dev->board->bus, FVM_BUS_PIO, base, PORT_LEN, &port_ops, a, "acpi_pm", &a->claim_id))
+        a->base = 0;
+}
+
 static void acpi_pm_reset(struct fvm_device *dev)
 {
     struct acpi_pm *a = (struct acpi_pm *)dev;
@@ -212,7 +226,7 @@ static void acpi_pm_destroy(struct fvm_device *dev)
 {
     struct acpi_pm *a = (struct acpi_pm *)dev;
 
-    fvm_bus_release(dev->board->bus, a->claim_id);
+    fvm_acpi_pm_move(dev, 0);
     fvm_timer_destroy(&a->timer);
     free(a);
 }
@@ -287,12 +301,15 @@ int fvm_acpi_pm_create(struct fvm_board *board, unsigned sci_line, struct fvm_pc
     fvm_device_init(&a->dev, &acpi_pm_ops, "acpi_pm", board);
     a->line = sci_line;
     r = fvm_timer_create(board->clock, carried, a, &a->timer);
-    if (!r)
-        r = fvm_bus_claim(board->bus, FVM_BUS_PIO, PORT_BASE, PORT_LEN, &port_ops, a, "acpi_pm", &a->claim_id);
     if (r) {
-        fvm_timer_destroy(&a->timer);
         free(a);
         return r;
+    }
+    fvm_acpi_pm_move(&a->dev, PORT_BASE);
+    if (!a->base) {
+        fvm_timer_destroy(&a->timer);
+        free(a);
+        return FVM_ENOMEM;
     }
     fvm_pci_host_set_cf9(host, &reset_ops, a);
     acpi_pm_reset(&a->dev);

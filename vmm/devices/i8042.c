@@ -1,6 +1,6 @@
 /*
  * i8042.c - the keyboard controller: two PS/2 sockets (ps2_kbd.c, ps2_mouse.c), one output buffer, and the odd wires that
- * ended up at it: reset by pulsing the output port (command fe), the A20 line (always on here).
+ * ended up at it: reset by pulsing the output port (command fe), the A20 gate.
  *
  *     keyboard queue --(translation: set 2 -> set 1)--+
  *     mouse queue ------------------------------------+--> output buffer --> port 60, line 1 or 12
@@ -25,7 +25,7 @@ enum { STATUS_OUTPUT = 1, STATUS_SYSTEM = 4, STATUS_COMMAND = 8, STATUS_UNLOCKED
 enum { CMD_READ_CONFIG = 0x20, CMD_WRITE_CONFIG = 0x60, CMD_AUX_OFF = 0xa7, CMD_AUX_ON = 0xa8, CMD_AUX_TEST = 0xa9,
        CMD_SELF_TEST = 0xaa, CMD_KBD_TEST = 0xab, CMD_KBD_OFF = 0xad, CMD_KBD_ON = 0xae, CMD_READ_INPUT = 0xc0,
        CMD_READ_OUTPUT = 0xd0, CMD_WRITE_OUTPUT = 0xd1, CMD_WRITE_KBD = 0xd2, CMD_WRITE_AUX = 0xd3, CMD_TO_AUX = 0xd4,
-       CMD_PULSE = 0xf0 };
+       CMD_A20_OFF = 0xdd, CMD_A20_ON = 0xdf, CMD_PULSE = 0xf0 };
 enum { CONFIG_KBD_IRQ = 1, CONFIG_AUX_IRQ = 2, CONFIG_SYSTEM = 4, CONFIG_KBD_OFF = 0x10, CONFIG_AUX_OFF = 0x20,
        CONFIG_TRANSLATE = 0x40 };
 enum { OUTPUT_NOT_RESET = 1, OUTPUT_A20 = 2 };
@@ -103,6 +103,11 @@ static void answer(struct i8042 *k, uint8_t value)
     fill(k, value, false);
 }
 
+static void drive_a20(const struct i8042 *k)
+{
+    fvm_ram_set_a20(k->dev.board->ram, k->output_port & OUTPUT_A20);
+}
+
 static void command_write(struct i8042 *k, uint8_t value)
 {
     k->last_was_command = true;
@@ -144,6 +149,11 @@ static void command_write(struct i8042 *k, uint8_t value)
     case CMD_READ_OUTPUT:
         answer(k, k->output_port);
         break;
+    case CMD_A20_OFF:
+    case CMD_A20_ON:
+        k->output_port = (uint8_t)((k->output_port & ~OUTPUT_A20) | (value == CMD_A20_ON ? OUTPUT_A20 : 0));
+        drive_a20(k);
+        break;
     default:
         if (value >= CMD_PULSE && !(value & OUTPUT_NOT_RESET))
             reset_line(k);
@@ -164,6 +174,7 @@ static void data_write(struct i8042 *k, uint8_t value)
         break;
     case CMD_WRITE_OUTPUT:
         k->output_port = value | OUTPUT_NOT_RESET;
+        drive_a20(k);
         if (!(value & OUTPUT_NOT_RESET))
             reset_line(k);
         break;
@@ -238,6 +249,7 @@ static void port_a_write(void *ctx, uint64_t offset, unsigned size, uint64_t val
     (void)offset;
     (void)size;
     k->output_port = (uint8_t)((k->output_port & ~OUTPUT_A20) | (value & OUTPUT_A20));
+    drive_a20(k);
     if (value & 1)
         reset_line(k);
 }
@@ -258,6 +270,7 @@ static void i8042_reset(struct fvm_device *dev)
     fvm_ps2_kbd_reset(&k->kbd);
     fvm_ps2_mouse_reset(&k->mouse);
     k->output_port = OUTPUT_NOT_RESET | OUTPUT_A20;
+    drive_a20(k);
     drive_lines(k);
 }
 
@@ -332,6 +345,7 @@ static void i8042_restore(struct fvm_device *dev, const uint8_t *buf, size_t len
     k->break_next = s->break_next;
     fvm_ps2_kbd_restore(&k->kbd, s->keyboard);
     fvm_ps2_mouse_restore(&k->mouse, s->mouse);
+    drive_a20(k);
     drive_lines(k);
     fvm__i8042_state__free_unpacked(s, NULL);
 }

@@ -110,9 +110,7 @@ void fvm_pci_bar_add(struct fvm_pci_function *fn, unsigned index, enum fvm_pci_b
     while (len < len_bytes)
         len <<= 1;
     *bar = (struct fvm_pci_bar){.kind = kind, .len_bytes = len, .ops = ops, .ctx = ctx, .name = name};
-    mask = (uint32_t)~(len - 1);
-    if (kind == FVM_PCI_BAR_IO)
-        mask &= 0xffff;
+    mask = (uint32_t)~(len - 1); /* I/O, too: firmware takes a BAR's size from all 32 bits */
     pci_put32(fn->writable, bar_offset(index), mask);
     fn->config[bar_offset(index)] = kind == FVM_PCI_BAR_IO ? 1 : kind == FVM_PCI_BAR_MEM64 ? 4 : 0;
     if (kind == FVM_PCI_BAR_MEM64)

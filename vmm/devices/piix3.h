@@ -7,6 +7,8 @@
 
 #include "vmm/devices/pci.h"
 
-int fvm_piix3_create(struct fvm_board *board, struct fvm_pci_host *host, uint8_t slot, struct fvm_device **ret_dev);
+/** @acpi_pm  the chip whose ports the PM function's PMBASE places; borrowed, lives longer. */
+int fvm_piix3_create(struct fvm_board *board, struct fvm_pci_host *host, uint8_t slot, struct fvm_device *acpi_pm,
+                     struct fvm_device **ret_dev);
 
 #endif

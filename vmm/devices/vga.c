@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "vmm/devices/pack.h"
+#include "vmm/devices/pci_impl.h"
 #include "vmm/devices/vga_impl.h"
 
 enum { BAR_MEMORY = 0, BAR_REGISTERS = 2, REGISTERS_BYTES = 4096, REGISTERS_VGA = 0x400, REGISTERS_DISPI = 0x500 };
@@ -434,6 +435,7 @@ int fvm_vga_create(struct fvm_board *board, struct fvm_pci_host *host, uint8_t s
     fvm_pci_bar_add(&vga->pci, BAR_MEMORY, FVM_PCI_BAR_MEM32, vga->memory_bytes, &memory_ops, vga, "vga-memory");
     fvm_pci_bar_add(&vga->pci, BAR_REGISTERS, FVM_PCI_BAR_MEM32, REGISTERS_BYTES, &registers_ops, vga,
                     "vga-registers");
+    fvm_pci_config_writable(&vga->pci, PCI_COMMAND, 1, vga->pci.writable[PCI_COMMAND] | PCI_COMMAND_IO); /* firmware looks for it */
     if (rom)
         fvm_pci_rom_add(&vga->pci, rom, rom_bytes);
     board->ram->legacy_hole = true;

@@ -11,6 +11,7 @@
 #define FVM_VMM_FIRMWARE_BOOT_H
 
 #include "base/err.h"
+#include "vmm/mem/bus.h"
 #include "vmm/mem/ram.h"
 
 #define FVM_BOOT_GDT_GPA 0x1000ull
@@ -73,6 +74,24 @@ struct fvm_boot_options {
  */
 int fvm_boot_load(struct fvm_ram *ram, const struct fvm_boot_options *options, struct fvm_boot_state *ret_state,
                   struct fvm_err *err);
+
+/* ---- seabios.c: firmware instead of a kernel ---- */
+/** Debian's package seabios has it: what "seabios" stands for. */
+#define FVM_FIRMWARE_SEABIOS "/usr/share/seabios/bios-256k.bin"
+struct fvm_firmware;
+/**
+ * fvm_firmware_open - put a ROM image below 4 GiB, and give it its debug port.
+ *
+ * @path  a file of n * 64 KiB whose last 16 bytes are the reset vector. The file is hostile.
+ * @bus, @ram  borrowed; no processor was made yet.
+ * Returns 0, or a negative code with one line in err.
+ */
+int fvm_firmware_open(const char *path, struct fvm_bus *bus, struct fvm_ram *ram, struct fvm_firmware **ret_firmware,
+                      struct fvm_err *err);
+void fvm_firmware_close(struct fvm_firmware **firmware_p);
+/** At every boot and reset: the copy below 1 MiB, and how processor 0 starts. */
+int fvm_firmware_load(const struct fvm_firmware *firmware, struct fvm_ram *ram, struct fvm_boot_state *ret_state,
+                      struct fvm_err *err);
 
 /* ---- image.c: a file in memory, read only ---- */
 struct fvm_boot_image {

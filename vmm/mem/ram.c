@@ -2,7 +2,7 @@
  * ram.c - guest RAM: reservation, checked copies, epochs.
  *
  *     base                base+low          base+4G               base+span
- *      | RAM (low_bytes)   | PROT_NONE hole  | RAM (high_bytes)    | room for video memory, guard
+ *      | RAM (low_bytes)   | PROT_NONE hole  | RAM (high_bytes)    | room for video memory, ROM, guard
  *
  * One reservation, so that a host address is base + gpa everywhere. Invariant: every byte that fvm_ram_contains is
  * mapped readable and writable for the life of the RAM; all else in the reservation faults. Knows nothing of CPUs.
@@ -46,7 +46,7 @@ static int map_all(struct ram_impl *impl)
     struct fvm_ram *ram = &impl->ram;
     void *version, *flags;
 
-    impl->map_bytes = FVM_ALIGN_UP(ram->span_bytes, HUGE_BYTES) + FVM_RAM_VIDEO_MAX + 2 * HUGE_BYTES;
+    impl->map_bytes = FVM_ALIGN_UP(ram->span_bytes, HUGE_BYTES) + FVM_RAM_VIDEO_MAX + FVM_RAM_ROM_MAX + 2 * HUGE_BYTES;
     impl->map = mmap(NULL, impl->map_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (impl->map == MAP_FAILED) {
         impl->map = NULL;
@@ -83,7 +83,7 @@ int fvm_ram_create(uint64_t bytes, struct fvm_ram **ret_ram, struct fvm_err *err
     ram->high_bytes = bytes - ram->low_bytes;
     ram->span_bytes = ram->high_bytes ? FVM_RAM_HIGH_BASE + ram->high_bytes : ram->low_bytes;
     ram->page_count = ram->span_bytes >> FVM_PAGE_SHIFT;
-    ram->array_pages = (FVM_ALIGN_UP(ram->span_bytes, HUGE_BYTES) + FVM_RAM_VIDEO_MAX) >> FVM_PAGE_SHIFT;
+    ram->array_pages = (FVM_ALIGN_UP(ram->span_bytes, HUGE_BYTES) + FVM_RAM_VIDEO_MAX + FVM_RAM_ROM_MAX) >> FVM_PAGE_SHIFT;
     ram->epoch = 1;
     if (map_all(impl) < 0) {
         int sys_errno = errno;
@@ -127,6 +127,33 @@ int fvm_ram_video_create(struct fvm_ram *ram, uint64_t bytes)
     ram->video_gpa = gpa;
     ram->video_bytes = bytes;
     return 0;
+}
+
+int fvm_ram_rom_create(struct fvm_ram *ram, const void *image, uint64_t bytes)
+{
+    uint64_t gpa = FVM_ALIGN_UP(ram->span_bytes, HUGE_BYTES) + FVM_RAM_VIDEO_MAX;
+
+    fvm_assert(bytes && !(bytes & FVM_PAGE_MASK) && bytes <= FVM_RAM_ROM_MAX);
+    if (ram->rom_bytes)
+        return FVM_EEXIST;
+    if (map_part(ram, gpa, bytes) < 0)
+        return FVM_ENOMEM;
+    memcpy(ram->base + gpa, image, bytes);
+    if (mprotect(ram->base + gpa, bytes, PROT_READ) < 0)
+        return FVM_ENOMEM;
+    ram->rom_gpa = gpa;
+    ram->rom_bytes = bytes;
+    return 0;
+}
+
+void fvm_ram_set_a20(struct fvm_ram *ram, bool on)
+{
+    if (ram->a20_off != on)
+        return;
+    ram->a20_off = !on;
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    if (ram->window_hook)
+        ram->window_hook(ram->window_hook_ctx);
 }
 
 void fvm_ram_video_window(struct fvm_ram *ram, fvm_gpa gpa, uint64_t bytes)

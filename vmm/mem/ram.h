@@ -18,6 +18,8 @@
  * the adapter places (a PCI BAR), and fvm_ram_direct leads from there. It has page versions too, but is not RAM: not
  * executed, not in fvm_ram_contains, not migrated as RAM.
  *
+ * ROM: the firmware's image at the end of the first 4 GiB, kept behind video memory in the same way. Read and executed, never written.
+ *
  * Threads: any; version stores are relaxed atomics.
  */
 #ifndef FVM_VMM_MEM_RAM_H
@@ -41,7 +43,7 @@ struct fvm_ram {
     uint64_t low_bytes;     /* RAM below the hole */
     uint64_t high_bytes;    /* RAM above 4 GiB */
     uint64_t page_count;    /* span_bytes >> 12: RAM's part of the arrays below (hole included) */
-    uint64_t array_pages;   /* length of the arrays: page_count, and video memory */
+    uint64_t array_pages;   /* length of the arrays: page_count, video memory and ROM */
     uint32_t *version;      /* [array_pages] epoch of last write */
     uint8_t *flags;         /* [array_pages] FVM_PAGE_* */
     uint32_t epoch;         /* current epoch, starts at 1 */
@@ -50,13 +52,16 @@ struct fvm_ram {
     void *code_hook_ctx;
     uint64_t video_gpa, video_bytes;   /* pseudo address of video memory; bytes 0: none yet */
     uint64_t window_gpa, window_bytes; /* where guests see it now; bytes 0: nowhere */
+    uint64_t rom_gpa, rom_bytes;       /* pseudo address of the ROM, seen at 4 GiB - rom_bytes */
+    bool a20_off;           /* address line 20 is held low, as on an AT: fvm_ram_set_a20 */
     bool legacy_hole;       /* a device answers at a0000..bffff, not the RAM behind */
-    /* The window moved: translations that lead to its old place must go. May be NULL. */
+    /* The window moved, or A20 changed: translations made before must go. May be NULL. */
     void (*window_hook)(void *ctx);
     void *window_hook_ctx;
 };
 
 #define FVM_RAM_VIDEO_MAX (64ull << 20)
+#define FVM_RAM_ROM_MAX (16ull << 20)
 #define FVM_RAM_LEGACY_GPA 0xa0000ull
 #define FVM_RAM_LEGACY_BYTES 0x20000ull
 
@@ -73,14 +78,25 @@ static inline bool fvm_ram_has_page(const struct fvm_ram *ram, fvm_pfn pfn)
 {
     return fvm_ram_contains(ram, pfn << FVM_PAGE_SHIFT, FVM_PAGE_SIZE);
 }
+static inline fvm_gpa fvm_ram_a20(const struct fvm_ram *ram, fvm_gpa gpa)
+{
+    return ram->a20_off ? gpa & ~0x100000ull : gpa;
+}
+/** The gate of address line 20 (keyboard controller, port 92): calls window_hook. Board lock held. */
+void fvm_ram_set_a20(struct fvm_ram *ram, bool on);
 /**
  * Does a processor's access to this page go to memory, and not to a device? Then *gpa, changed for video memory, is
  * what versions, flags and host addresses go by.
  */
 static inline bool fvm_ram_direct(const struct fvm_ram *ram, fvm_gpa *gpa)
 {
+    *gpa = fvm_ram_a20(ram, *gpa);
     if (fvm_ram_has_page(ram, *gpa >> FVM_PAGE_SHIFT))
         return !ram->legacy_hole || *gpa - FVM_RAM_LEGACY_GPA >= FVM_RAM_LEGACY_BYTES;
+    if (*gpa - (FVM_RAM_HIGH_BASE - ram->rom_bytes) < ram->rom_bytes) {
+        *gpa = ram->rom_gpa + (*gpa - (FVM_RAM_HIGH_BASE - ram->rom_bytes));
+        return true;
+    }
     if (*gpa - ram->window_gpa >= ram->window_bytes)
         return false;
     *gpa = ram->video_gpa + (*gpa - ram->window_gpa);
@@ -91,6 +107,13 @@ static inline bool fvm_ram_is_video(const struct fvm_ram *ram, fvm_gpa gpa)
 {
     return gpa - ram->video_gpa < ram->video_bytes;
 }
+/** Is this (from fvm_ram_direct) ROM? Never written: a write is the bus'. */
+static inline bool fvm_ram_is_rom(const struct fvm_ram *ram, fvm_gpa gpa)
+{
+    return gpa - ram->rom_gpa < ram->rom_bytes;
+}
+/** Put a ROM (whole pages, at most FVM_RAM_ROM_MAX) at the end of the first 4 GiB, once. FVM_EEXIST: there is one. */
+int fvm_ram_rom_create(struct fvm_ram *ram, const void *image, uint64_t bytes);
 /**
  * Give the machine video memory: whole pages, at most FVM_RAM_VIDEO_MAX, once, before processors are made. It reads as
  * zero. FVM_EEXIST: there is some already.

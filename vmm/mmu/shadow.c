@@ -127,6 +127,14 @@ static uint64_t entry_make(const struct fvm_shadow *sh, fvm_gva va, fvm_gpa gpa,
     return ((uintptr_t)fvm_ram_hva(sh->ram, gpa & ~FVM_PAGE_MASK) - (va & ~FVM_PAGE_MASK)) | rights;
 }
 
+/* Of the rights to a page of memory, those that its kind has. */
+static uint64_t rights_by_kind(const struct fvm_ram *ram, fvm_gpa gpa, uint64_t rights)
+{
+    if (fvm_ram_is_video(ram, gpa))
+        return rights & ~S_X;
+    return fvm_ram_is_rom(ram, gpa) ? rights & ~S_W : rights;
+}
+
 /* What the tables say about the page `delta` pages away, if it may be filled along: see the head of this file. */
 static bool neighbour(const struct fvm_shadow *sh, const struct fvm_walk *w, int delta, struct fvm_walk *ret)
 {
@@ -161,9 +169,7 @@ static void fill_neighbours(struct fvm_shadow *sh, fvm_gva va, uint64_t index, c
         pfn[k] = n.gpa >> FVM_PAGE_SHIFT;
         if (sh->ram->flags[pfn[k]] & FVM_PAGE_ABSENT)
             continue;
-        rights = rights_of(&sh->pg, &n, false);
-        if (fvm_ram_is_video(sh->ram, n.gpa))
-            rights &= ~S_X;
+        rights = rights_by_kind(sh->ram, n.gpa, rights_of(&sh->pg, &n, false));
         if ((rights & S_W) && (!page_current(sh->ram, pfn[k]) ||
                                !fvm_rmap_add(sh, pfn[k], slot_make(sh, index + (uint64_t)(k - self)), false)))
             rights &= ~S_W;
@@ -229,9 +235,7 @@ static enum fvm_shadow_result fill(struct fvm_shadow *sh, fvm_gva va, unsigned w
     fresh = entry_make(sh, va, gpa, 0);
     old = half->entries[index & (HALF_ENTRIES - 1)];
     user_kx = ((want & FVM_X) && !(want & FVM_USER)) || ((old & FVM_S_KX) && (old & ~S_RIGHTS) == fresh);
-    rights = rights_of(&sh->pg, w, user_kx);
-    if (fvm_ram_is_video(sh->ram, gpa))
-        rights &= ~S_X;
+    rights = rights_by_kind(sh->ram, gpa, rights_of(&sh->pg, w, user_kx));
     if (w->pte_count && w->level)
         flags |= w->level == 1 ? TF_LARGE2M : TF_LARGE1G;
     if (half->kernel && !(w->global && sh->pg.pge))
@@ -269,8 +273,8 @@ enum fvm_shadow_result fvm_shadow_miss(struct fvm_shadow *sh, fvm_gva va, unsign
         if (fvm_walk(sh->ram, &sh->pg, va, want, &w, fault))
             return FVM_SHADOW_FAULT;
     } while (!fvm_walk_set_ad(sh->ram, &sh->pg, &w, want & FVM_W));
-    *ret_gpa = gpa = w.gpa;
-    if (!fvm_ram_direct(sh->ram, &gpa) || ((want & FVM_X) && fvm_ram_is_video(sh->ram, gpa)))
+    *ret_gpa = gpa = w.gpa = fvm_ram_a20(sh->ram, w.gpa);
+    if (!fvm_ram_direct(sh->ram, &gpa) || ((want & FVM_X) && fvm_ram_is_video(sh->ram, gpa)) || ((want & FVM_W) && fvm_ram_is_rom(sh->ram, gpa)))
         return FVM_SHADOW_MMIO;
     enum fvm_shadow_result r = fill(sh, va, want, &w, gpa, ret_entry);
     *ret_entry -= beyond;
@@ -286,7 +290,7 @@ uint64_t fvm_shadow_peek(const struct fvm_shadow *sh, fvm_gva va)
 
 void fvm_shadow_protect_page(struct fvm_shadow *sh, fvm_pfn pfn)
 {
-    fvm_assert(fvm_ram_has_page(sh->ram, pfn));
+    fvm_assert(fvm_ram_has_page(sh->ram, pfn) || fvm_ram_is_rom(sh->ram, pfn << FVM_PAGE_SHIFT));
     __atomic_fetch_or(&sh->ram->flags[pfn], FVM_PAGE_CODE, __ATOMIC_SEQ_CST);
     fvm_rmap_revoke(sh, pfn);
 }

@@ -276,24 +276,43 @@ void fvm_tr_exit_stub(struct fvm_tr *tr, unsigned tramp)
     tr->ended = true;
 }
 
+static unsigned branch_bytes(const struct fvm_tr *tr, const struct fvm_insn *in)
+{
+    return tr->bits == 64 ? 8 : in->z.operand_width / 8u;
+}
+
+/* t = the word at h, zero-extended */
+static void target_load(struct fvm_tr *tr, const struct fvm_hostref *h, unsigned bytes)
+{
+    struct fvm_emit *em = &tr->em;
+    if (bytes == 2) {
+        e_rex(em, false, tr->t, e_n(h->index), h->base), e8(em, 0x0f), e8(em, 0xb7);
+        e_mem(em, tr->t, h->base, h->index, 0, h->disp);
+    } else {
+        e_op_mem(em, bytes == 8, 0x8b, tr->t, h->base, h->index, 0, h->disp);
+    }
+}
+
 /* target of call/jmp [mem] or reg into t */
 static void indirect_target(struct fvm_tr *tr, struct fvm_tr_insn *i)
 {
-    unsigned bytes = tr->bits / 8;
+    unsigned bytes = branch_bytes(tr, &i->in);
     bool high;
     if (i->in.ops[0].type == ZYDIS_OPERAND_TYPE_REGISTER) {
         unsigned r = (unsigned)fvm_decode_gpr(i->in.ops[0].reg.value, &high);
         if (bytes == 8)
             e_mov(&tr->em, tr->t, r);
-        else
+        else if (bytes == 4)
             e_mov32(&tr->em, tr->t, r);
+        else
+            e_rex(&tr->em, false, tr->t, 0, r), e8(&tr->em, 0x0f), e8(&tr->em, 0xb7), e8(&tr->em, 0xc0 | (tr->t & 7) << 3 | (r & 7));
         return;
     }
     struct fvm_memref m;
     struct fvm_hostref h;
     fvm_tr_memref(tr, i, 0, &m);
     fvm_tr_memop(tr, &m, bytes, FVM_R, &h);
-    e_op_mem(&tr->em, bytes == 8, 0x8b, tr->t, h.base, h.index, 0, h.disp);
+    target_load(tr, &h, bytes);
 }
 
 static void emit_loop(struct fvm_tr *tr, struct fvm_tr_insn *i, uint64_t target)
@@ -319,7 +338,7 @@ void fvm_tr_emit_branch(struct fvm_tr *tr, struct fvm_tr_insn *i)
     struct fvm_insn *in = &i->in;
     uint64_t next = fvm_tr_next_rip(tr, i);
     uint64_t target = next + (uint64_t)in->z.raw.imm[0].value.s;
-    unsigned bytes = tr->bits / 8;
+    unsigned bytes = branch_bytes(tr, in);
     if (tr->bits != 64)
         target = in->z.operand_width == 16 ? (uint16_t)target : (uint32_t)target;
     switch (i->class) {
@@ -355,7 +374,7 @@ void fvm_tr_emit_branch(struct fvm_tr *tr, struct fvm_tr_insn *i)
         struct fvm_hostref h;
         fvm_tr_stack_ref(tr, 0, &m);
         fvm_tr_memop(tr, &m, bytes, FVM_R, &h);
-        e_op_mem(&tr->em, bytes == 8, 0x8b, tr->t, h.base, h.index, 0, h.disp);
+        target_load(tr, &h, bytes);
         unsigned pop = in->z.operand_count_visible ? (unsigned)in->ops[0].imm.value.u : 0;
         fvm_tr_rsp_add(tr, (int32_t)(bytes + pop));
         fvm_tr_exit_indirect(tr);

@@ -245,7 +245,7 @@ void fvm_tr_classify(struct fvm_tr *tr, struct fvm_tr_insn *i)
              (c = plain_class(i, tr->bits)) < 0)
         c = fvm_insn_is_system(in) ? FVM_C_SYSTEM : memory_class(tr, i);
     if (tr->mode & FVM_MODE_SEG)
-        c = (int)fvm_seg16_class(tr, in, (unsigned)c);
+        c = (int)fvm_seg16_class(tr, i, (unsigned)c);
     else if (tr->bits == 32 && (in->z.attributes & ZYDIS_ATTRIB_HAS_SEGMENT_CS) && names_memory(in) && c != FVM_C_SYSTEM &&
              c != FVM_C_LEA && c != FVM_C_DROP)
         c = FVM_C_ONE; /* code segments are not writable */

@@ -191,7 +191,7 @@ bool fvm_code_invalidate(struct fvm_engine *e, fvm_gpa gpa, uint64_t len)
 
 void fvm_code_flush(struct fvm_engine *e)
 {
-    for (uint64_t k = 0; k < e->ram->page_count; k++)
+    for (uint64_t k = 0; k < e->ram->array_pages; k++)
         if (e->pages[k]) {
             __atomic_fetch_and(&e->ram->flags[k], (uint8_t)~FVM_PAGE_CODE, __ATOMIC_SEQ_CST);
             free(e->pages[k]);
@@ -252,7 +252,7 @@ int fvm_code_init(struct fvm_engine *e, struct fvm_err *err)
     e->sites = reserve(e->site_max * sizeof *e->sites);
     e->marks = reserve(e->mark_max * sizeof *e->marks);
     e->hash = reserve((e->hash_mask + 1ull) * sizeof *e->hash);
-    e->pages = reserve(e->ram->page_count * sizeof *e->pages);
+    e->pages = reserve(e->ram->array_pages * sizeof *e->pages);
     if (!e->blocks || !e->exits || !e->sites || !e->marks || !e->hash || !e->pages)
         return fvm_err_set(err, FVM_ENOMEM, errno, "cpu", "no address space for the code cache");
     memset(e->hash, 0xff, (e->hash_mask + 1ull) * sizeof *e->hash);
@@ -273,9 +273,9 @@ static void release(void *p, uint64_t bytes)
 void fvm_code_fini(struct fvm_engine *e)
 {
     if (e->pages)
-        for (uint64_t k = 0; k < e->ram->page_count; k++)
+        for (uint64_t k = 0; k < e->ram->array_pages; k++)
             free(e->pages[k]);
-    release(e->pages, e->ram->page_count * sizeof *e->pages);
+    release(e->pages, e->ram->array_pages * sizeof *e->pages);
     release(e->code, e->code_bytes);
     release(e->code_rw, e->code_bytes);
     release(e->blocks, e->block_max * sizeof *e->blocks);

@@ -46,6 +46,8 @@ enum { /* block mode: what the translation depends on besides the bytes */
     FVM_MODE_SINGLE = 16,  /* one instruction (single step, interrupt shadow); never linked */
     FVM_MODE_SEG = 32,     /* segmented (seg16.c): CS base in bits 63:32 */
     FVM_MODE_CS4G = 64,    /* segmented, CS limit 4 GiB; clear: 64 KiB, or another one, and then FVM_MODE_SINGLE is set */
+    FVM_MODE_SS32 = 128,   /* segmented, 32-bit stack */
+    FVM_MODE_ES_OK = 256,  /* segmented: ES (and so on, six bits) is ordinary data: present, writable, not expand-down; CS readable */
 };
 
 struct fvm_insn_mark {     /* one per guest instruction: how to recover precise state at a host address */
@@ -142,7 +144,7 @@ struct fvm_engine {
     uint32_t mark_count, mark_max;
     uint32_t *hash;                /* block chains */
     uint32_t hash_mask;
-    struct fvm_code_page **pages;  /* [ram->page_count] */
+    struct fvm_code_page **pages;  /* [ram->array_pages] */
     struct fvm_vcpu *vcpus[64];
     unsigned vcpu_count;
     uint64_t flush_generation;

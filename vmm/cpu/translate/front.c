@@ -142,6 +142,8 @@ static bool pick_victims(uint16_t used, uint8_t need, bool high, uint8_t ret[3])
 static int decode_block(struct fvm_tr *tr, struct fetch *f, struct fvm_fault *fault)
 {
     unsigned o = tr->lin & FVM_PAGE_MASK, max = tr->mode & FVM_MODE_SINGLE ? 1 : FVM_BLOCK_INSNS_MAX;
+    if (tr->mode & FVM_MODE_SEG) /* whose accesses have more cold code */
+        max = FVM_MIN(max, FVM_BLOCK_INSNS_MAX / 2u);
     uint16_t used = 0;
     uint8_t need = 0;
     bool high = false;
@@ -296,10 +298,11 @@ static void emit_cold(struct fvm_tr *tr)
         case FVM_COLD_MEM: fvm_tr_cold_mem(tr, c); break;
         case FVM_COLD_EXIT: fvm_tr_cold_exit(tr, c); break;
         case FVM_COLD_INDIRECT: fvm_tr_cold_indirect(tr, c); break;
-        case FVM_COLD_STI:
+        case FVM_COLD_STI: case FVM_COLD_ONE:
             e_patch_here(em, c->from1);
-            tr->e->sites[c->site].flags_saved = c->flags_saved;
-            e_fs_store_imm(em, FVM_SLOT_TMP, FVM_C_SYSTEM);
+            if (c->kind == FVM_COLD_STI)
+                tr->e->sites[c->site].flags_saved = c->flags_saved;
+            e_fs_store_imm(em, FVM_SLOT_TMP, c->kind == FVM_COLD_STI ? FVM_C_SYSTEM : FVM_C_ONE);
             e_fs_store_imm(em, FVM_SLOT_ARG, c->site);
             fvm_tr_jmp_tramp(tr, FVM_TRAMP_SYSTEM);
             break;

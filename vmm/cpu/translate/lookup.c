@@ -22,6 +22,16 @@ static uint64_t seg_mode(const struct fvm_vcpu *v)
 {
     const struct fvm_seg *cs = &v->seg[FVM_CS];
     uint64_t mode = FVM_MODE_SEG | cs->base << 32;
+    bool any = fvm_vcpu_real(v) || fvm_vcpu_v86(v);
+    for (unsigned k = 0; k < FVM_SEG_COUNT; k++) {
+        uint16_t attr = v->seg[k].attr;
+        bool ok = k == FVM_CS ? fvm_is_data(attr) || (attr & FVM_A_READABLE)
+                              : fvm_is_data(attr) && (attr & (FVM_A_P | FVM_A_WRITABLE | FVM_A_DOWN)) == (FVM_A_P | FVM_A_WRITABLE);
+        if (any || ok)
+            mode |= (uint64_t)FVM_MODE_ES_OK << k;
+    }
+    if (v->seg[FVM_SS].attr & FVM_A_D)
+        mode |= FVM_MODE_SS32;
     if (cs->limit == 0xffffffff)
         mode |= FVM_MODE_CS4G;
     else if (cs->limit != 0xffff)

@@ -35,6 +35,7 @@ void fvm_tr_memref(struct fvm_tr *tr, const struct fvm_tr_insn *i, unsigned op, 
     struct fvm_memref r = {.base = FVM_NOREG, .index = FVM_NOREG, .seg = FVM_NOREG};
     bool high;
     r.addr32 = i->in.z.address_width == 32;
+    r.addr16 = i->in.z.address_width == 16;
     r.disp = m->disp.has_displacement ? m->disp.value : 0;
     if (m->base == ZYDIS_REGISTER_RIP || m->base == ZYDIS_REGISTER_EIP) {
         r.disp += (int64_t)fvm_tr_next_rip(tr, i);
@@ -58,6 +59,8 @@ void fvm_tr_memref(struct fvm_tr *tr, const struct fvm_tr_insn *i, unsigned op, 
         r.seg = FVM_GS;
     if (r.base == FVM_NOREG && r.index == FVM_NOREG && r.addr32 && !r.anchored)
         r.disp = (uint32_t)r.disp;
+    if (tr->mode & FVM_MODE_SEG)
+        r.seg = (uint8_t)(fvm_decode_seg(m->segment) < 0 ? FVM_DS : fvm_decode_seg(m->segment));
     *ret = r;
 }
 
@@ -147,7 +150,11 @@ void fvm_tr_memop(struct fvm_tr *tr, const struct fvm_memref *m, unsigned size, 
         tr->e->sites[c->site].kind |= FVM_SITE_STACK;
     if (fvm_insn_is_vmaskmov(&fvm_tr_cur(tr)->in))
         tr->e->sites[c->site].kind |= FVM_SITE_MASKED;
-    if (fvm_tr_memref_form_a(m)) {
+    if (FVM_UNLIKELY(tr->mode & FVM_MODE_SEG)) {
+        fvm_seg16_address(tr, m, size, c->site);
+        e_mov(em, tr->u, tr->t);
+        *ret = (struct fvm_hostref){tr->t, tr->u, -usual};
+    } else if (fvm_tr_memref_form_a(m)) {
         c->base = m->base;
         c->disp = (int32_t)m->disp;
         if (m->disp)

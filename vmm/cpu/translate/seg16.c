@@ -4,8 +4,8 @@
  *
  * There a block's rip is the offset in CS, and the mode that it is found by holds CS's base, so that jumps chain as they do in
  * flat code. Instructions on registers are copied (re-encoded for 64-bit mode: what means 16 bits by default needs a 66 prefix
- * there); whatever goes through a segment is done by exec_one.c, which knows bases, limits, and how offsets wrap. Flat 32-bit and
- * 64-bit code never comes here.
+ * there); an operand in an ordinary segment is compared with its limit and then accessed as in flat code; all else is done by
+ * exec_one.c, which knows how segments and offsets behave. Flat 32-bit and 64-bit code never comes here.
  */
 #include "vmm/cpu/descriptor.h"
 #include "vmm/cpu/translate/tr.h"
@@ -29,25 +29,80 @@ static bool stays_inside(const struct fvm_tr *tr, const struct fvm_insn *in)
     return in->z.operand_width == 16 ? true : (tr->mode & FVM_MODE_CS4G) != 0;
 }
 
-unsigned fvm_seg16_class(const struct fvm_tr *tr, const struct fvm_insn *in, unsigned class)
+static bool usable(const struct fvm_tr *tr, unsigned seg)
 {
+    return (tr->mode & (uint64_t)FVM_MODE_ES_OK << seg) != 0;
+}
+
+/* The explicit memory operand goes through a segment that needs no more than a look at its limit. */
+static bool plain_operand(const struct fvm_tr *tr, const struct fvm_insn *in)
+{
+    for (unsigned k = 0; k < in->z.operand_count; k++) {
+        const ZydisDecodedOperand *o = &in->ops[k];
+        if (o->type != ZYDIS_OPERAND_TYPE_MEMORY || o->visibility != ZYDIS_OPERAND_VISIBILITY_EXPLICIT)
+            continue;
+        int seg = fvm_decode_seg(o->mem.segment);
+        if (seg < 0 || !usable(tr, (unsigned)seg) || (seg == FVM_CS && (o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE)))
+            return false;
+    }
+    return tr->bits == 32 || in->z.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY; /* VEX: see IDENT */
+}
+
+static bool does_it(const struct fvm_tr *tr, const struct fvm_tr_insn *i, unsigned class)
+{
+    const struct fvm_insn *in = &i->in;
     switch (class) {
     case FVM_C_IDENT: /* VEX is there in 16-bit protected mode only: exec_one looks */
-        return on_registers(in) && (tr->bits == 32 || in->z.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY) ? class : FVM_C_ONE;
+        return on_registers(in) && (tr->bits == 32 || in->z.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY);
     case FVM_C_LEA: case FVM_C_DROP: case FVM_C_INCDEC32: case FVM_C_MOV_FROM_SREG: case FVM_C_UD: case FVM_C_NM:
     case FVM_C_SYSTEM: case FVM_C_RDTSC:
-        return class;
+        return true;
+    case FVM_C_IDENT_MEM: case FVM_C_MOFFS:
+        return plain_operand(tr, in);
+    case FVM_C_PUSH: case FVM_C_POP:
+        return usable(tr, FVM_SS) && plain_operand(tr, in);
     case FVM_C_JMP: case FVM_C_JCC:
-        return stays_inside(tr, in) ? class : FVM_C_ONE;
+        return stays_inside(tr, in);
+    case FVM_C_CALL: case FVM_C_RET:
+        return stays_inside(tr, in) && usable(tr, FVM_SS);
+    case FVM_C_JMP_IND: case FVM_C_CALL_IND:
+        return stays_inside(tr, in) && usable(tr, FVM_SS) && plain_operand(tr, in);
     case FVM_C_LOOP:
-        if (!stays_inside(tr, in))
-            return FVM_C_ONE;
-        if (in->z.address_width == 32)
-            return class;
-        return in->z.mnemonic == ZYDIS_MNEMONIC_LOOP || in->z.mnemonic == ZYDIS_MNEMONIC_JCXZ ? class : FVM_C_ONE;
+        return stays_inside(tr, in) && (in->z.address_width == 32 || in->z.mnemonic == ZYDIS_MNEMONIC_LOOP ||
+                                        in->z.mnemonic == ZYDIS_MNEMONIC_JCXZ);
     default:
-        return FVM_C_ONE;
+        return false;
     }
+}
+
+unsigned fvm_seg16_class(const struct fvm_tr *tr, const struct fvm_tr_insn *i, unsigned class)
+{
+    return does_it(tr, i, class) ? class : FVM_C_ONE;
+}
+
+static uint32_t seg_field(unsigned seg, size_t field)
+{
+    return (uint32_t)(offsetof(struct fvm_vcpu, seg) + seg * sizeof(struct fvm_seg) + field);
+}
+
+void fvm_seg16_address(struct fvm_tr *tr, const struct fvm_memref *m, unsigned size, uint32_t site)
+{
+    struct fvm_emit *em = &tr->em;
+    if (m->base == FVM_NOREG && m->index == FVM_NOREG) {
+        e_mov_imm(em, tr->t, m->addr16 ? (uint16_t)m->disp : (uint32_t)m->disp);
+    } else {
+        e_lea32(em, tr->t, m->base, m->index, m->scale, (int32_t)m->disp);
+        if (m->addr16) /* movzx t, t16 */
+            e_rex(em, false, tr->t, 0, tr->t), e8(em, 0x0f), e8(em, 0xb7), e8(em, 0xc0 | (tr->t & 7) << 3 | (tr->t & 7));
+    }
+    e_fs_load32(em, tr->u, seg_field(m->seg, offsetof(struct fvm_seg, limit)));
+    if (size > 1)
+        e_alu_imm(em, true, 5, tr->u, (int32_t)size - 1);
+    e_rr(em, true, 0x39, tr->t, tr->u); /* cmp u, t: both less than 2^33, u may be negative */
+    struct fvm_cold *c = &tr->cold[tr->cold_n++];
+    *c = (struct fvm_cold){.kind = FVM_COLD_ONE, .mark = (uint8_t)tr->cur, .site = site, .from1 = e_jcc(em, CC_L)};
+    e_fs_alu(em, 0x03, tr->t, seg_field(m->seg, offsetof(struct fvm_seg, base)));
+    e_mov32(em, tr->t, tr->t);
 }
 
 void fvm_seg16_loop(struct fvm_tr *tr, struct fvm_tr_insn *i, uint64_t target)

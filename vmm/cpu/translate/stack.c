@@ -5,6 +5,8 @@
 
 unsigned fvm_tr_stack_bytes(const struct fvm_tr *tr, const struct fvm_insn *in)
 {
+    if (tr->bits == 16)
+        return in->z.operand_width / 8u;
     if (in->z.operand_width == 16 && (in->z.attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE))
         return 2;
     return tr->bits / 8;
@@ -13,14 +15,22 @@ unsigned fvm_tr_stack_bytes(const struct fvm_tr *tr, const struct fvm_insn *in)
 void fvm_tr_stack_ref(const struct fvm_tr *tr, int32_t disp, struct fvm_memref *ret)
 {
     *ret = (struct fvm_memref){.base = FVM_RSP, .index = FVM_NOREG, .seg = FVM_NOREG, .disp = disp, .addr32 = tr->bits == 32};
+    if (tr->mode & FVM_MODE_SEG) {
+        ret->seg = FVM_SS;
+        ret->addr32 = (tr->mode & FVM_MODE_SS32) != 0;
+        ret->addr16 = !ret->addr32;
+    }
 }
 
 void fvm_tr_rsp_add(struct fvm_tr *tr, int32_t n)
 {
-    if (tr->bits == 64)
+    if (tr->bits == 64) {
         e_lea(&tr->em, FVM_RSP, FVM_RSP, FVM_NOREG, 0, n);
-    else
-        e_lea32(&tr->em, FVM_RSP, FVM_RSP, FVM_NOREG, 0, n);
+        return;
+    }
+    if ((tr->mode & (FVM_MODE_SEG | FVM_MODE_SS32)) == FVM_MODE_SEG) /* sp only */
+        e8(&tr->em, 0x66);
+    e_lea32(&tr->em, FVM_RSP, FVM_RSP, FVM_NOREG, 0, n);
 }
 
 static void sized_mov(struct fvm_tr *tr, unsigned op, unsigned reg, const struct fvm_hostref *h, unsigned bytes)

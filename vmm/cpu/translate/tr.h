@@ -53,12 +53,12 @@ struct fvm_cold { /* emitted behind the hot code */
     uint32_t exit;
     bool flags_saved;
 };
-enum { FVM_COLD_MEM, FVM_COLD_EXIT, FVM_COLD_INDIRECT, FVM_COLD_STI };
+enum { FVM_COLD_MEM, FVM_COLD_EXIT, FVM_COLD_INDIRECT, FVM_COLD_STI, FVM_COLD_ONE };
 
 struct fvm_memref {
     uint8_t base, index, scale; /* FVM_NOREG when absent; scale is a shift */
-    uint8_t seg;                /* FVM_FS, FVM_GS or FVM_NOREG (flat) */
-    bool addr32;
+    uint8_t seg;                /* FVM_FS, FVM_GS or FVM_NOREG (flat); in a segmented mode any segment */
+    bool addr32, addr16;
     bool anchored;              /* relative to SLOT_ANCHOR: no base, no index */
     int64_t disp;               /* with neither base nor index: the absolute address */
 };
@@ -147,7 +147,9 @@ void fvm_tr_rsp_add(struct fvm_tr *tr, int32_t n);
 
 /* seg16.c: segmented modes and 16-bit code */
 /** Last classification in a segmented mode: what needs a segment is exec_one's. */
-unsigned fvm_seg16_class(const struct fvm_tr *tr, const struct fvm_insn *in, unsigned class);
+unsigned fvm_seg16_class(const struct fvm_tr *tr, const struct fvm_tr_insn *i, unsigned class);
+/** Linear address of m into t, past its segment's limit: exec_one (u is used on the way). */
+void fvm_seg16_address(struct fvm_tr *tr, const struct fvm_memref *m, unsigned size, uint32_t site);
 /** loop, jcxz with a count in cx. */
 void fvm_seg16_loop(struct fvm_tr *tr, struct fvm_tr_insn *i, uint64_t target);
 /** What an instruction of 16-bit code needs in 64-bit mode to mean the same. */
