@@ -159,7 +159,6 @@ void fvm_node_call_end(struct fvm_node_call *call, Fvm__Reply *reply);  /* frees
 void fvm_node_call_text(struct fvm_node_call *call, const char *fmt, ...) FVM_PRINTF(2, 3);
 void fvm_node_call_fail(struct fvm_node_call *call, const struct fvm_err *err);
 void fvm_node_call_redirect(struct fvm_node_call *call, const char *node_name);
-bool fvm_node_call_peer_is_node(const struct fvm_node_call *call);
 
 /* node_link.c */
 typedef void (*fvm_node_link_done)(void *ctx, const Fvm__Reply *reply,

@@ -77,8 +77,6 @@ void fvm_node_call_redirect(struct fvm_node_call *call, const char *node_name)
     fvm_node_call_end(call, &reply);
 }
 
-bool fvm_node_call_peer_is_node(const struct fvm_node_call *call) { return strncmp(call->who, "node ", 5) == 0; }
-
 static struct fvm_node_call *find_call(struct fvm_node *node, const struct fvm_port_peer *peer, uint64_t session,
                                        uint64_t id)
 {

@@ -432,11 +432,6 @@ struct fvm_ram *fvm_vm_ram(struct fvm_vm *vm)
     return vm->ram;
 }
 
-struct fvm_loop *fvm_vm_loop(struct fvm_vm *vm)
-{
-    return vm->loop;
-}
-
 struct fvm_clock *fvm_vm_clock(struct fvm_vm *vm)
 {
     return vm->clock;

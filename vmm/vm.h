@@ -50,7 +50,6 @@ int fvm_vm_power_button(struct fvm_vm *vm);
 enum fvm_vm_state fvm_vm_get_state(const struct fvm_vm *vm);
 const Fvm__VmConfig *fvm_vm_config(const struct fvm_vm *vm);
 struct fvm_ram *fvm_vm_ram(struct fvm_vm *vm);
-struct fvm_loop *fvm_vm_loop(struct fvm_vm *vm);
 struct fvm_clock *fvm_vm_clock(struct fvm_vm *vm);
 uint64_t fvm_vm_cpu_ns(const struct fvm_vm *vm);
 void fvm_vm_stats(const struct fvm_vm *vm, FILE *out); /* --stats */

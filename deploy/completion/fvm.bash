@@ -29,7 +29,7 @@ _fvm() {
     --machine) COMPREPLY=($(compgen -W 'pc virtio' -- "$cur")) && return ;;
     --boot) COMPREPLY=($(compgen -W 'disk cdrom net disk,cdrom,net cdrom,disk' -- "$cur")) && return ;;
     --net) COMPREPLY=($(compgen -W 'user switch: none' -- "$cur")) && return ;;
-    --trace) COMPREPLY=($(compgen -W 'exec int mmu io code' -- "$cur")) && return ;;
+    --trace) COMPREPLY=($(compgen -W 'exec int io code' -- "$cur")) && return ;;
     --log-level) COMPREPLY=($(compgen -W 'error warn info debug' -- "$cur")) && return ;;
     --sandbox) COMPREPLY=($(compgen -W 'on off log' -- "$cur")) && return ;;
     --on-reset) COMPREPLY=($(compgen -W 'reset stop' -- "$cur")) && return ;;
