@@ -22,12 +22,6 @@ struct rig {
     uint64_t abar;
 };
 
-static void pci_write(struct rig *r, unsigned reg, unsigned size, uint32_t value)
-{
-    board_out(&r->t, 0xcf8, 4, 0x80000000u | SLOT << 11 | (reg & 0xfc));
-    board_out(&r->t, 0xcfc + (reg & 3), size, value);
-}
-
 static uint32_t rd(struct rig *r, unsigned at)
 {
     return (uint32_t)board_mmio_read(&r->t, r->abar + at, 4);
@@ -50,8 +44,7 @@ static void chips(struct rig *r)
     CU_ASSERT_EQUAL_FATAL(fvm_pci_host_create(&r->t.board, &r->bridge), 0);
     CU_ASSERT_EQUAL_FATAL(fvm_ahci_create(&r->t.board, fvm_pci_host_of(r->bridge), SLOT, drives, &r->dev), 0);
     fvm_pci_host_assign(fvm_pci_host_of(r->bridge));
-    board_out(&r->t, 0xcf8, 4, 0x80000024u | SLOT << 11);
-    r->abar = board_in(&r->t, 0xcfc, 4) & ~15ull;
+    r->abar = board_pci_read(&r->t, SLOT << 3, 0x24, 4) & ~15u;
 }
 
 static void up(struct rig *r)
@@ -313,9 +306,9 @@ static void test_msi(void)
     struct rig r;
 
     up(&r);
-    pci_write(&r, 0x44, 4, 0xfee00000);
-    pci_write(&r, 0x4c, 2, 0x51);
-    pci_write(&r, 0x42, 2, 1);
+    board_pci_write(&r.t, SLOT << 3, 0x44, 4, 0xfee00000);
+    board_pci_write(&r.t, SLOT << 3, 0x4c, 2, 0x51);
+    board_pci_write(&r.t, SLOT << 3, 0x42, 2, 1);
     port_start(&r, 0);
     port_start(&r, 1);
     run(&r, 0, 0, &(struct cmd){.command = 0xec, .bytes = 512});

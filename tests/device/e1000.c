@@ -88,8 +88,7 @@ static void up(struct rig *r, bool first)
     CU_ASSERT_EQUAL_FATAL(fvm_pci_host_create(&r->t.board, &r->bridge), 0);
     CU_ASSERT_EQUAL_FATAL(fvm_e1000_create(&r->t.board, fvm_pci_host_of(r->bridge), SLOT, "e1000-0", r->net, mac, &r->dev), 0);
     fvm_pci_host_assign(fvm_pci_host_of(r->bridge));
-    board_out(&r->t, 0xcf8, 4, 0x80000010u | SLOT << 11);
-    r->bar = board_in(&r->t, 0xcfc, 4) & ~15ull;
+    r->bar = board_pci_read(&r->t, SLOT << 3, 0x10, 4) & ~15u;
     if (first)
         settle(r);
 }

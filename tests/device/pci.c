@@ -74,14 +74,12 @@ static void down(void)
 
 static uint32_t cr(unsigned slot, unsigned reg, unsigned size)
 {
-    board_out(&t, 0xcf8, 4, 0x80000000u | slot << 11 | (reg & 0xfc));
-    return (uint32_t)board_in(&t, 0xcfc + (reg & 3), size);
+    return board_pci_read(&t, slot << 3, reg, size);
 }
 
 static void cw(unsigned reg, unsigned size, uint32_t value)
 {
-    board_out(&t, 0xcf8, 4, 0x80000000u | 3u << 11 | (reg & 0xfc));
-    board_out(&t, 0xcfc + (reg & 3), size, value);
+    board_pci_write(&t, 3 << 3, reg, size, value);
 }
 
 static void test_config(void)

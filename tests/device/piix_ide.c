@@ -19,18 +19,6 @@ struct rig {
     char disk_path[64], cd_path[64];
 };
 
-static void pci_write(struct rig *r, unsigned devfn, unsigned reg, unsigned size, uint32_t value)
-{
-    board_out(&r->t, 0xcf8, 4, 0x80000000u | devfn << 8 | (reg & 0xfc));
-    board_out(&r->t, 0xcfc + (reg & 3), size, value);
-}
-
-static uint32_t pci_read(struct rig *r, unsigned devfn, unsigned reg, unsigned size)
-{
-    board_out(&r->t, 0xcf8, 4, 0x80000000u | devfn << 8 | (reg & 0xfc));
-    return (uint32_t)board_in(&r->t, 0xcfc + (reg & 3), size);
-}
-
 static void chips(struct rig *r)
 {
     struct fvm_ide_drive drives[FVM_IDE_DRIVES] = {{r->disk, false, "SERIAL-1"}, {0}, {r->cd, true, NULL}, {0}};
@@ -40,7 +28,7 @@ static void chips(struct rig *r)
     CU_ASSERT_EQUAL_FATAL(fvm_piix3_create(&r->t.board, fvm_pci_host_of(r->bridge), 1, r->pm, &r->south), 0);
     CU_ASSERT_EQUAL_FATAL(fvm_piix_ide_create(&r->t.board, fvm_pci_host_of(r->bridge), 1, drives, &r->dev), 0);
     fvm_pci_host_assign(fvm_pci_host_of(r->bridge));
-    CU_ASSERT_EQUAL(pci_read(r, 9, 0x20, 4), BM | 1);
+    CU_ASSERT_EQUAL(board_pci_read(&r->t, 9, 0x20, 4), BM | 1);
 }
 
 static void up(struct rig *r)
@@ -110,11 +98,11 @@ static void test_identify(void)
     uint8_t id[512], sum = 0;
 
     up(&r);
-    CU_ASSERT_EQUAL(pci_read(&r, 8, 0, 4), 0x70008086);
-    CU_ASSERT_EQUAL(pci_read(&r, 9, 0, 4), 0x70108086);
-    CU_ASSERT_EQUAL(pci_read(&r, 11, 0, 4), 0x71138086);
-    CU_ASSERT_EQUAL(pci_read(&r, 11, 0x40, 4), 0x601);
-    CU_ASSERT_EQUAL(pci_read(&r, 9, 0x41, 1), 0x80);
+    CU_ASSERT_EQUAL(board_pci_read(&r.t, 8, 0, 4), 0x70008086);
+    CU_ASSERT_EQUAL(board_pci_read(&r.t, 9, 0, 4), 0x70108086);
+    CU_ASSERT_EQUAL(board_pci_read(&r.t, 11, 0, 4), 0x71138086);
+    CU_ASSERT_EQUAL(board_pci_read(&r.t, 11, 0x40, 4), 0x601);
+    CU_ASSERT_EQUAL(board_pci_read(&r.t, 9, 0x41, 1), 0x80);
     CU_ASSERT_EQUAL(status(&r, 0x1f0), DRDY | 0x10);
     command(&r, 0x1f0, 0xa0, 0, 0, 0xec);
     CU_ASSERT_TRUE(r.t.level[14]);
@@ -388,7 +376,7 @@ static void test_state(void)
     board_out(&r.t, 0x177, 1, 0xa0);
     board_out(&r.t, 0x170, 2, 0x1234);
     board_roundtrip(r.dev, copy.dev);
-    pci_write(&r, 8, 0x60, 4, 0x80050b0a);
+    board_pci_write(&r.t, 8, 0x60, 4, 0x80050b0a);
     r.south->ops->quiesce ? r.south->ops->quiesce(r.south) : (void)0;
     board_roundtrip(r.south, copy.south);
     copy.disk_path[0] = copy.cd_path[0] = 0;

@@ -113,6 +113,18 @@ uint64_t board_in(struct test_board *t, uint64_t port, unsigned size)
     return fvm_bus_read(t->board.bus, FVM_BUS_PIO, port, size);
 }
 
+void board_pci_write(struct test_board *t, unsigned devfn, unsigned reg, unsigned size, uint32_t value)
+{
+    board_out(t, 0xcf8, 4, 0x80000000u | devfn << 8 | (reg & 0xfc));
+    board_out(t, 0xcfc + (reg & 3), size, value);
+}
+
+uint32_t board_pci_read(struct test_board *t, unsigned devfn, unsigned reg, unsigned size)
+{
+    board_out(t, 0xcf8, 4, 0x80000000u | devfn << 8 | (reg & 0xfc));
+    return (uint32_t)board_in(t, 0xcfc + (reg & 3), size);
+}
+
 void board_mmio_write(struct test_board *t, uint64_t addr, unsigned size, uint64_t value)
 {
     fvm_bus_write(t->board.bus, FVM_BUS_MMIO, addr, size, value);

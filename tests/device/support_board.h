@@ -28,6 +28,9 @@ void board_down(struct test_board *t);
 void board_advance(struct test_board *t, uint64_t ns);
 void board_out(struct test_board *t, uint64_t port, unsigned size, uint64_t value);
 uint64_t board_in(struct test_board *t, uint64_t port, unsigned size);
+/** Configuration space by the ports of mechanism 1; devfn is slot << 3 | function, on bus 0. */
+void board_pci_write(struct test_board *t, unsigned devfn, unsigned reg, unsigned size, uint32_t value);
+uint32_t board_pci_read(struct test_board *t, unsigned devfn, unsigned reg, unsigned size);
 void board_mmio_write(struct test_board *t, uint64_t addr, unsigned size, uint64_t value);
 uint64_t board_mmio_read(struct test_board *t, uint64_t addr, unsigned size);
 

@@ -63,14 +63,12 @@ static unsigned dispi_get(unsigned index)
 
 static uint32_t config(unsigned offset, unsigned size)
 {
-    board_out(&t, 0xcf8, 4, 0x80000000u | SLOT << 11 | (offset & ~3u));
-    return (uint32_t)board_in(&t, 0xcfc + (offset & 3), size);
+    return board_pci_read(&t, SLOT << 3, offset, size);
 }
 
 static void config_set(unsigned offset, unsigned size, uint32_t value)
 {
-    board_out(&t, 0xcf8, 4, 0x80000000u | SLOT << 11 | (offset & ~3u));
-    board_out(&t, 0xcfc + (offset & 3), size, value);
+    board_pci_write(&t, SLOT << 3, offset, size, value);
 }
 
 static void test_text(void)
