@@ -248,7 +248,8 @@ static int add_vga(struct fvm_board_pc *pc, struct fvm_err *err)
 
     if (!c->vga)
         return 0;
-    r = fvm_vga_create(pc->board, fvm_pci_host_of(pc->pci), c->full ? SLOT_VGA_PC : SLOT_VGA, c->vga_rom, c->vga_rom_bytes, &pc->vga);
+    r = fvm_vga_create(pc->board, fvm_pci_host_of(pc->pci), c->full ? SLOT_VGA_PC : SLOT_VGA, c->vga_rom,
+                       c->vga_rom_bytes, &pc->vga);
     return add(pc, r, pc->vga, "vga", err);
 }
 
