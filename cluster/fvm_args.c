@@ -19,6 +19,7 @@ enum { /* options without a letter */
     O_KERNEL = 256, O_INITRD, O_APPEND, O_MEMORY, O_CPUS, O_CPU, O_DISK, O_CDROM, O_MACHINE, O_BOOT, O_NET, O_SERIAL, O_CONSOLE, O_CONTROL, O_NAME,
     O_STATS, O_INCOMING, O_PAUSED, O_TRACE, O_TRACE_FILE, O_SINGLE_BLOCK, O_SINGLE_INSN, O_LOG_LEVEL, O_ON_RESET,
     O_SANDBOX, O_ID, O_TSC_KHZ, O_NO_RNG, O_JSON, O_TIMEOUT, O_VGA, O_FIRMWARE, O_DISPLAY,
+    O_KEY_FILE,
 };
 
 static const struct argp_option run_options[] = {
@@ -64,10 +65,29 @@ static const struct argp_option run_options[] = {
     {0},
 };
 
+/* What is of this host; the machine is the snapshot's. */
+static const struct argp_option restore_options[] = {
+    {"key-file", O_KEY_FILE, "FILE", 0, "the key file of a sealed snapshot", 0},
+    {"disk", O_DISK, "FILE", 0, "where a disk is now; all of them in order, or none (default: where they were)", 0},
+    {"net", O_NET, "user[,hostfwd=...]|switch:PATH", 0, "the networks' other ends; all in order, or none", 0},
+    {"serial", O_SERIAL, "stdio|file:F|unix:F|none", 0, "where COM1 goes (default stdio)", 0},
+    {"console", O_CONSOLE, "stdio|file:F|unix:F|none", 0, "where the virtio console goes, if there is one", 0},
+    {"control", O_CONTROL, "unix:F", 0, "socket for fvm status, pause, resume, quit...", 0},
+    {"display", O_DISPLAY, "none|vnc=[ADDR:]PORT|unix:F[,password-file=F]", 0, "show the screen to VNC clients", 0},
+    {"paused", O_PAUSED, 0, 0, "do not run before fvm resume", 0},
+    {"sandbox", O_SANDBOX, "on|off|log", 0, "system call filter and privilege drop (default on)", 0},
+    {"stats", O_STATS, 0, 0, "print counters at the end", 0},
+    {"trace", O_TRACE, "exec,int,io,code", 0, "trace blocks, events, chips, translations", 0},
+    {"trace-file", O_TRACE_FILE, "FILE", 0, "where to (default stderr)", 0},
+    {"log-level", O_LOG_LEVEL, "error|warn|info|debug", 0, "least important message shown (default warn)", 0},
+    {0},
+};
+
 struct parse { /* argp's input */
     struct fvm_run_options *run;
     struct fvm_client_options *client;
     struct fvm_err *err;
+    bool restore; /* fvm restore: the one argument is the snapshot */
     int r; /* of the option that failed */
     const char *culprit; /* what argp itself refused */
 };
@@ -227,6 +247,7 @@ static int run_option(struct parse *p, int key, const char *arg)
     case O_SINGLE_INSN: o->single_insn = true; return 0;
     case O_SANDBOX: return parse_sandbox(p, arg);
     case O_DISPLAY: return parse_display(p, arg);
+    case O_KEY_FILE: o->key_file = arg; return 0;
     case O_LOG_LEVEL:
         if (!fvm_log_parse_level(arg, &o->log_level))
             return fvm_err_set(p->err, FVM_EINVAL, 0, room, "--log-level %.20s: error, warn, info or debug", arg);
@@ -245,6 +266,10 @@ static void remember(struct parse *p, const struct argp_state *state)
 static error_t on_run_option(int key, char *arg, struct argp_state *state)
 {
     struct parse *p = state->input;
+    if (key == ARGP_KEY_ARG && p->restore && !p->run->restore) {
+        p->run->restore = arg;
+        return 0;
+    }
     if (key == ARGP_KEY_ARG) {
         p->r = fvm_err_set(p->err, FVM_EINVAL, 0, room, "\"%.60s\" is not an option; fvm run --help lists them", arg);
         return EINVAL;
@@ -279,6 +304,32 @@ static int finish(struct parse *p, error_t e)
                        p->culprit ? p->culprit : "?");
 }
 
+static int new_options(struct fvm_run_options *ret, struct fvm_err *err)
+{
+    *ret = (struct fvm_run_options){.config = fvm_config_new(), .log_level = FVM_LOG_WARN};
+    if (ret->config && !fvm_config_set(&ret->config->serial, "stdio"))
+        return 0;
+    fvm_args_free(ret);
+    return fvm_err_set(err, FVM_ENOMEM, 0, room, "out of memory");
+}
+
+int fvm_args_parse_restore(int argc, char **argv, struct fvm_run_options *ret, struct fvm_err *err)
+{
+    static const struct argp argp = {restore_options, on_run_option, "SNAPSHOT",
+                                     "Let a guest go on that fvm snapshot wrote to a file.", NULL, NULL, NULL};
+    int r = new_options(ret, err);
+    if (r)
+        return r;
+    struct parse p = {.run = ret, .err = err, .restore = true};
+    error_t e = argp_parse(&argp, argc, argv, argp_flags(argc, argv), NULL, &p);
+    r = finish(&p, e);
+    if (!r && !ret->restore)
+        r = fvm_err_set(err, FVM_EINVAL, 0, room, "which snapshot? fvm restore FILE");
+    if (r)
+        fvm_args_free(ret);
+    return r;
+}
+
 int fvm_args_parse_run(int argc, char **argv, struct fvm_run_options *ret, struct fvm_err *err)
 {
     static const struct argp argp = {
@@ -292,14 +343,12 @@ int fvm_args_parse_run(int argc, char **argv, struct fvm_run_options *ret, struc
         NULL,
         NULL,
         NULL};
-    *ret = (struct fvm_run_options){.config = fvm_config_new(), .log_level = FVM_LOG_WARN};
-    if (!ret->config || fvm_config_set(&ret->config->serial, "stdio")) {
-        fvm_args_free(ret);
-        return fvm_err_set(err, FVM_ENOMEM, 0, room, "out of memory");
-    }
+    int r = new_options(ret, err);
+    if (r)
+        return r;
     struct parse p = {.run = ret, .err = err};
     error_t e = argp_parse(&argp, argc, argv, argp_flags(argc, argv), NULL, &p);
-    int r = finish(&p, e);
+    r = finish(&p, e);
     if (!r)
         r = fvm_config_check(ret->config, false, err);
     if (r)

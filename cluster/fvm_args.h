@@ -16,6 +16,8 @@ struct fvm_run_options {
     const char *incoming;         /* address to wait for a migration at, or NULL; borrowed from argv */
     const char *trace_file;       /* or NULL: stderr */
     unsigned trace;               /* FVM_TRACE_* */
+    const char *restore;          /* snapshot to go on from, or NULL; borrowed from argv */
+    const char *key_file;         /* for it, or NULL; borrowed from argv */
     char *vnc, *vnc_password_file; /* owned; NULL: none */
     bool stats, paused, single_block, single_insn;
     enum fvm_sandbox_mode sandbox;
@@ -27,6 +29,8 @@ struct fvm_run_options {
  * everything else returns. On failure err says which argument and what would be right.
  */
 int fvm_args_parse_run(int argc, char **argv, struct fvm_run_options *ret, struct fvm_err *err);
+/** The same after "fvm restore": ends and control only; ret->restore is set. */
+int fvm_args_parse_restore(int argc, char **argv, struct fvm_run_options *ret, struct fvm_err *err);
 void fvm_args_free(struct fvm_run_options *options);
 
 struct fvm_client_options {

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "cluster/journal.h"
+#include "cluster/fvm_snapshot.h"
 #include "cluster/vmrecord.h"
 #include "migrate/migrate.h"
 #include "migrate/stream.h"
@@ -353,6 +354,8 @@ int fvm_migrate_may_run(const struct fvm_run *run, struct fvm_err *err)
 {
     if (busy(run))
         return room_err(err, FVM_ESTATE, "a migration is going on: it decides where the guest runs; cancel it first");
+    if (fvm_run_snapshot_busy(run))
+        return room_err(err, FVM_EBUSY, "a snapshot is being written: wait for its end");
     if (run->migration && run->migration->unknown)
         return room_err(err, FVM_ESTATE,
                         "it is not known who owns the guest: the record could not be read; migrate again or quit");
@@ -436,6 +439,8 @@ static void command_migrate(void *ctx, struct fvm_control_call *call, const json
     int rc = 0;
     if (!run->vm || run->options.incoming)
         rc = room_err(&err, FVM_ESTATE, "there is no guest here yet");
+    else if (fvm_run_snapshot_busy(run))
+        rc = room_err(&err, FVM_EBUSY, "a snapshot is being written: wait for its end");
     else if (busy(run))
         rc = room_err(&err, FVM_ESTATE, "a migration is going on already");
     if (!rc)

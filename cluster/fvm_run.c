@@ -16,6 +16,7 @@
 #include "cluster/fvm_display.h"
 #include "cluster/fvm_migrate.h"
 #include "cluster/fvm_sandbox.h"
+#include "cluster/fvm_snapshot.h"
 #include "vmm/vm_unix.h"
 
 int fvm_complain(const struct fvm_err *err)
@@ -154,19 +155,23 @@ static int make_control(struct fvm_run *run, struct fvm_err *err)
                    ? fvm_err_set(err, FVM_EINVAL, 0, "run", "--incoming needs --control: there it is told who comes")
                    : 0;
     int r = fvm_control_create(run->loop, path, &run->control, err);
-    if (!r && (fvm_commands_register(run) || fvm_migrate_register(run) || fvm_display_register(run)))
+    if (!r && (fvm_commands_register(run) || fvm_migrate_register(run) || fvm_display_register(run) ||
+               fvm_run_snapshot_register(run)))
         r = fvm_err_set(err, FVM_EINTERNAL, 0, "run", "cannot register the commands");
     return r;
 }
 
 static int make_vm(struct fvm_run *run, struct fvm_err *err)
 {
+    int r = run->options.restore ? fvm_run_restore_open(run, err) : 0;
     const Fvm__VmConfig *c = run->options.config;
+    if (r)
+        return r;
     if (!strcmp(c->serial, "stdio") || !strcmp(c->console, "stdio")) {
         run->terminal = isatty(STDIN_FILENO);
         fvm_terminal_raw();
     }
-    int r = run->options.incoming ? 0 : fvm_run_make_vm(run, c, err);
+    r = run->options.incoming ? 0 : fvm_run_make_vm(run, c, err);
     if (!r)
         r = make_control(run, err);
     return r ? r : fvm_display_open(run, err);
@@ -174,10 +179,16 @@ static int make_vm(struct fvm_run *run, struct fvm_err *err)
 
 static int start_vm(struct fvm_run *run, struct fvm_err *err)
 {
+    bool paused = run->options.paused;
     int r = fvm_sandbox_enter(run->options.sandbox, err);
-    if (!r && !run->options.incoming)
+    if (!r && run->options.restore) {
+        bool was_paused = false;
+        r = fvm_run_restore_load(run, &was_paused, err);
+        paused |= was_paused;
+    } else if (!r && !run->options.incoming) {
         r = fvm_vm_boot(run->vm, err);
-    if (!r && !run->options.incoming && !run->options.paused) {
+    }
+    if (!r && !run->options.incoming && !paused) {
         r = fvm_vm_run(run->vm);
         if (r)
             fvm_err_set(err, r, 0, "run", "the VM cannot run: %s", fvm_err_text(r));
@@ -220,6 +231,7 @@ static void limit_ending(const struct fvm_run *run)
 static void close_all(struct fvm_run *run)
 {
     limit_ending(run);
+    fvm_run_snapshot_close(run);
     fvm_migrate_close(run);
     fvm_display_close(run);
     if (run->control)
@@ -246,7 +258,8 @@ int fvm_run_main(int argc, char **argv)
     struct fvm_run run = {0};
     struct fvm_err err = {0};
     struct signal_ctx signals[4];
-    int r = fvm_args_parse_run(argc, argv, &run.options, &err);
+    int r = strcmp(argv[0], "fvm restore") ? fvm_args_parse_run(argc, argv, &run.options, &err)
+                                            : fvm_args_parse_restore(argc, argv, &run.options, &err);
     if (r)
         return fvm_complain(&err);
     fvm_log_set_level(run.options.log_level);

@@ -14,6 +14,7 @@
 
 struct fvm_run_migration;
 struct fvm_run_display;
+struct fvm_run_snapshot;
 
 struct fvm_run { /* main thread */
     struct fvm_run_options options;
@@ -22,6 +23,7 @@ struct fvm_run { /* main thread */
     struct fvm_control *control; /* NULL: no --control */
     struct fvm_run_migration *migration; /* fvm_migrate.c; NULL: never asked for */
     struct fvm_run_display *display; /* fvm_display.c; NULL: never asked for */
+    struct fvm_run_snapshot *snapshot; /* fvm_snapshot.c; NULL: never asked for */
     FILE *trace;                 /* owned, or NULL */
     struct fvm_terminal_escape escape;
     bool terminal;               /* stdin is a terminal and the guest's */
@@ -29,7 +31,7 @@ struct fvm_run { /* main thread */
     bool ended;
 };
 
-/** argv[0] = "fvm run". Returns the process' exit status, after one line on stderr if something failed. */
+/** argv[0] = "fvm run" or "fvm restore". Returns the process' exit status, after one line on stderr if something failed. */
 int fvm_run_main(int argc, char **argv);
 /** The VM's life is over: the loop ends and the process with `status`. */
 void fvm_run_end(struct fvm_run *run, int status);

@@ -9,6 +9,7 @@
 
 #include "cluster/fvm_display.h"
 #include "cluster/fvm_migrate.h"
+#include "cluster/fvm_snapshot.h"
 
 const char *argp_program_version = "fvm " FVM_VERSION;
 
@@ -19,6 +20,8 @@ static void usage(FILE *out)
           "  run        Boot a machine: fvm run --kernel FILE [--initrd FILE] [--append TEXT]\n",
           out);
     fputs("  migrate    Move a running guest: fvm migrate --control unix:A --to unix:B\n", out);
+    fputs("  snapshot   Write a guest to a file\n"
+          "  restore    Let a guest go on from such a file: fvm restore FILE [--control unix:F]\n", out);
     fputs("  screenshot Save what the guest shows as a PNG file, or print its text\n"
           "  sendkey    Press keys, as ctrl-alt-f2\n"
           "  type       Type a text on the guest's keyboard\n", out);
@@ -56,6 +59,16 @@ int main(int argc, char **argv)
         static char name[] = "fvm run";
         argv[1] = name;
         return fvm_run_main(argc - 1, argv + 1);
+    }
+    if (!strcmp(argv[1], "restore")) {
+        static char name[] = "fvm restore";
+        argv[1] = name;
+        return fvm_run_main(argc - 1, argv + 1);
+    }
+    if (!strcmp(argv[1], "snapshot")) {
+        static char name[] = "fvm snapshot";
+        argv[1] = name;
+        return fvm_snapshot_client_main(argc - 1, argv + 1);
     }
     if (!strcmp(argv[1], "migrate")) {
         static char name[] = "fvm migrate";

@@ -305,7 +305,8 @@ int fvm_stream_rx_batch(struct fvm_stream_rx *rx, const void *header, size_t hea
     const struct fvm_batch *b;
     int rc = fvm_codec_open(rx->codec, rx->ram, header, header_len, payload, payload_len, &hint, &b);
     if (rc) {
-        if (fvm_log_nth(++rx->corrupt))
+        rx->corrupt++;
+        if (!rx->quiet && fvm_log_nth(rx->corrupt))
             fvm_log(WARN, "migrate.corrupt", "gpa=0x%llx pages=%u after_seq=%llu count=%llu why=%s",
                     (unsigned long long)(hint.pfn << FVM_PAGE_SHIFT), hint.count, (unsigned long long)rx->last_seq,
                     (unsigned long long)rx->corrupt, fvm_err_name(rc));

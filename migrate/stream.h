@@ -81,6 +81,7 @@ struct fvm_stream_rx {
     uint64_t last_seq, corrupt, batches, data_pages, zero_pages, late, zero_hash;
     uint64_t lost[FVM_STREAM_LOST_MAX]; /* ascending */
     uint32_t lost_count;
+    bool quiet; /* no line in the log for a corrupt batch: the caller says it */
 };
 void fvm_stream_rx_init(struct fvm_stream_rx *rx, struct fvm_ram *ram, struct fvm_codec *codec,
                         struct fvm_proof *proof);

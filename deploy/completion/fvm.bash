@@ -8,11 +8,11 @@ _fvm() {
     fi
     command=${words[1]}
     if [ "$cword" -eq 1 ]; then
-        COMPREPLY=($(compgen -W 'run status pause resume powerdown quit dump stats migrate screenshot sendkey type --help --version' -- "$cur"))
+        COMPREPLY=($(compgen -W 'run status pause resume powerdown quit dump stats migrate snapshot restore screenshot sendkey type --help --version' -- "$cur"))
         return
     fi
     case $prev in
-    --kernel | --initrd | --trace-file) COMPREPLY=($(compgen -f -- "$cur")) && return ;;
+    --kernel | --initrd | --trace-file | --key-file) COMPREPLY=($(compgen -f -- "$cur")) && return ;;
     --disk | --cdrom) COMPREPLY=($(compgen -f -- "$cur")) && return ;;
     --control) COMPREPLY=($(compgen -P unix: -f -- "${cur#unix:}")) && return ;;
     --serial | --console)
