@@ -23,9 +23,10 @@ class LabError(Exception):
     pass
 
 
-def run(*argv, timeout=60, check=True, env=None, stdin=None):
+def run(*argv, timeout=60, check=True, env=None, cwd=None):
     """Standard output; with check=False also of a command that failed."""
-    p = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout, env=env, input=stdin, text=True)
+    p = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout, env=env, cwd=cwd, stdin=subprocess.DEVNULL,
+                       text=True)
     if check and p.returncode:
         raise LabError("%s: status %d: %s" % (" ".join(argv)[:200], p.returncode, p.stdout[-500:].strip()))
     return p.stdout
@@ -70,7 +71,7 @@ class Lab:
         return self.tag + "-" + host
 
     def podman(self, *argv, timeout=60, check=True):
-        return run("podman", *argv, timeout=timeout, check=check, env=self.env)
+        return run("podman", *argv, timeout=timeout, check=check, env=self.env, cwd=self.dir)  # it leaves files where it stands
 
     # ---- hosts ----
 
@@ -126,7 +127,7 @@ class Lab:
         """Somebody who waits for its end."""
         out = open(self.path(log), "w")
         p = subprocess.Popen(["podman", "exec", self.name(host), *argv], stdout=out, stderr=subprocess.STDOUT,
-                             stdin=subprocess.DEVNULL, env=self.env)
+                             stdin=subprocess.DEVNULL, env=self.env, cwd=self.dir)
         self.children.append(p)
         return p
 
