@@ -39,7 +39,6 @@ struct i8254 {
     struct fvm_device dev;
     struct counter counter[COUNTERS];
     bool speaker;
-    bool muted; /* by the HPET */
     unsigned line;
     uint64_t expire_ns;
     struct fvm_timer *timer;
@@ -160,26 +159,15 @@ static void drive_line(struct i8254 *p)
     const struct counter *c = &p->counter[0];
     bool high = c->mode >= 2 || (c->loaded && p->expire_ns == NEVER);
 
-    if (!p->muted)
-        fvm_irq_set_line(p->dev.board->irq, p->line, high);
-}
-
-void fvm_i8254_mute(struct fvm_device *dev, bool muted)
-{
-    struct i8254 *p = (struct i8254 *)dev;
-
-    p->muted = muted;
-    drive_line(p);
+    fvm_irq_set_line(p->dev.board->irq, p->line, high);
 }
 
 static void expired(void *ctx)
 {
     struct i8254 *p = ctx;
 
-    if (!p->muted) {
-        fvm_irq_set_line(p->dev.board->irq, p->line, false);
-        fvm_irq_set_line(p->dev.board->irq, p->line, true);
-    }
+    fvm_irq_set_line(p->dev.board->irq, p->line, false);
+    fvm_irq_set_line(p->dev.board->irq, p->line, true);
     schedule(p);
     drive_line(p);
 }

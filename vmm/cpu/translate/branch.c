@@ -30,9 +30,14 @@ uint32_t fvm_tr_site(struct fvm_tr *tr, unsigned want, unsigned size)
 
 void fvm_tr_restore_victims(struct fvm_tr *tr)
 {
-    static const uint32_t slots[3] = {FVM_SLOT_V0, FVM_SLOT_V1, FVM_SLOT_V2};
-    for (unsigned k = 0; k < tr->b->victim_count; k++)
-        e_fs_load(&tr->em, tr->b->victim[k], slots[k]);
+    for (unsigned k = 0; k < tr->b->victim_count && k < 2; k++)
+        e_fs_load(&tr->em, tr->b->victim[k], fvm_victim_slot(k));
+}
+
+static void restore_extras(struct fvm_tr *tr)
+{
+    for (unsigned k = 2; k < tr->b->victim_count; k++)
+        e_fs_load(&tr->em, tr->b->victim[k], fvm_victim_slot(k));
 }
 
 static uint32_t exit_new(struct fvm_tr *tr, uint64_t target)
@@ -61,14 +66,37 @@ void fvm_tr_place(struct fvm_tr *tr, unsigned before)
 void fvm_tr_exit_direct(struct fvm_tr *tr, uint64_t target)
 {
     uint32_t n = exit_new(tr, target);
+    restore_extras(tr);
     fvm_tr_place(tr, 1);
     exit_cold(tr, n, e_jmp(&tr->em));
     tr->ended = true;
 }
 
+/* To the plain block for the current instruction: fvm_tr_warm_exit makes the jump. */
+uint32_t fvm_tr_exit_plain(struct fvm_tr *tr)
+{
+    uint32_t n = exit_new(tr, tr->rip + fvm_tr_cur(tr)->off);
+    tr->e->exits[n].plain = 1;
+    return n;
+}
+
+/* A conditional branch in the middle of a block: the block goes on where it is not taken. */
+void fvm_tr_exit_side(struct fvm_tr *tr, unsigned cc, uint64_t target)
+{
+    fvm_tr_flags_restore(tr, tr->u);
+    uint32_t n = exit_new(tr, target);
+    fvm_tr_place(tr, 2);
+    uint32_t at = e_jcc(&tr->em, cc);
+    if (tr->b->victim_count <= 2)
+        exit_cold(tr, n, at);
+    else
+        tr->cold[tr->cold_n++] = (struct fvm_cold){.kind = FVM_COLD_SIDE, .exit = n, .from1 = at, .mark = (uint8_t)tr->cur};
+}
+
 void fvm_tr_exit_two(struct fvm_tr *tr, unsigned cc, uint64_t target, uint64_t next)
 {
     uint32_t n = exit_new(tr, target);
+    restore_extras(tr);
     fvm_tr_place(tr, 2);
     exit_cold(tr, n, e_jcc(&tr->em, cc));
     uint32_t m = exit_new(tr, next);
@@ -177,14 +205,29 @@ static void page_check(struct fvm_tr *tr, uint32_t n)
     e_jmp_to(em, x->stub_off);
 }
 
+/* Where an exit goes unlinked. */
 void fvm_tr_cold_exit(struct fvm_tr *tr, struct fvm_cold *c)
 {
     struct fvm_emit *em = &tr->em;
     struct fvm_exit *x = &tr->e->exits[c->exit];
     x->stub_off = x->moved_off = em->at;
-    e_patch_here(em, x->jump_off);
     e_fs_store_imm(em, FVM_SLOT_ARG, c->exit);
     fvm_tr_jmp_tramp(tr, FVM_TRAMP_DIRECT);
+}
+
+/* What an exit does on its way to a target that is not the next thing behind its jump. */
+void fvm_tr_warm_exit(struct fvm_tr *tr, struct fvm_cold *c)
+{
+    struct fvm_emit *em = &tr->em;
+    struct fvm_exit *x = &tr->e->exits[c->exit];
+    if (c->kind != FVM_COLD_EXIT) { /* out of the middle: the jump comes after this */
+        if (c->kind == FVM_COLD_SIDE)
+            e_patch_here(em, c->from1);
+        restore_extras(tr);
+        fvm_tr_place(tr, 1);
+        x->jump_off = e_jmp(em);
+    }
+    e_patch(em, x->jump_off, x->stub_off);
     if (tr->mode & FVM_MODE_SINGLE)
         return;
     x->thunk_off = em->at;
@@ -198,7 +241,7 @@ void fvm_tr_cold_exit(struct fvm_tr *tr, struct fvm_cold *c)
 
 bool fvm_block_canonical(const struct fvm_block *b)
 {
-    return b->victim_count == 2 && b->victim[0] == FVM_R15 && b->victim[1] == FVM_R14;
+    return b->victim_count >= 2 && b->victim[0] == FVM_R15 && b->victim[1] == FVM_R14;
 }
 
 /*
@@ -210,6 +253,7 @@ void fvm_tr_exit_indirect(struct fvm_tr *tr)
 {
     struct fvm_emit *em = &tr->em;
     fvm_tr_flags_clobber(tr, FVM_ARITH_FLAGS);
+    restore_extras(tr);
     if (tr->mode & (FVM_MODE_SINGLE | FVM_MODE_SEG)) { /* the jump cache leads to flat blocks of many instructions */
         e_fs_store(em, FVM_SLOT_TGT, tr->t);
         fvm_tr_restore_victims(tr);
@@ -311,7 +355,7 @@ static void indirect_target(struct fvm_tr *tr, struct fvm_tr_insn *i)
     struct fvm_memref m;
     struct fvm_hostref h;
     fvm_tr_memref(tr, i, 0, &m);
-    fvm_tr_memop(tr, &m, bytes, FVM_R, &h);
+    fvm_tr_access(tr, &m, false, bytes, FVM_R, &h);
     target_load(tr, &h, bytes);
 }
 
@@ -319,6 +363,7 @@ static void emit_loop(struct fvm_tr *tr, struct fvm_tr_insn *i, uint64_t target)
 {
     /* the native instruction, jumping over a near jump: loop/loope/loopne/jrcxz are short only */
     struct fvm_emit *em = &tr->em;
+    restore_extras(tr);
     fvm_tr_flags_restore(tr, tr->u);
     while (((tr->b->code_off + em->at + 4) & 63) > 50) /* both jumps' rel32 in one cache line */
         e8(em, 0x90);
@@ -346,7 +391,10 @@ void fvm_tr_emit_branch(struct fvm_tr *tr, struct fvm_tr_insn *i)
         fvm_tr_exit_direct(tr, target);
         break;
     case FVM_C_JCC:
-        fvm_tr_exit_cond(tr, in->z.opcode & 15, target, next);
+        if (tr->cur + 1 < tr->n)
+            fvm_tr_exit_side(tr, in->z.opcode & 15, target);
+        else
+            fvm_tr_exit_cond(tr, in->z.opcode & 15, target, next);
         break;
     case FVM_C_LOOP:
         if (in->z.address_width == 16)
@@ -373,7 +421,7 @@ void fvm_tr_emit_branch(struct fvm_tr *tr, struct fvm_tr_insn *i)
         struct fvm_memref m;
         struct fvm_hostref h;
         fvm_tr_stack_ref(tr, 0, &m);
-        fvm_tr_memop(tr, &m, bytes, FVM_R, &h);
+        fvm_tr_access(tr, &m, true, bytes, FVM_R, &h);
         target_load(tr, &h, bytes);
         unsigned pop = in->z.operand_count_visible ? (unsigned)in->ops[0].imm.value.u : 0;
         fvm_tr_rsp_add(tr, (int32_t)(bytes + pop));

@@ -20,9 +20,10 @@
 
 static bool same_victims(const struct fvm_block *a, const struct fvm_block *b)
 {
-    if (a->victim_count != b->victim_count || b->cross_page)
+    unsigned n = FVM_MIN(a->victim_count, 2u); /* the others do not stay spilled */
+    if (n != FVM_MIN(b->victim_count, 2u) || b->cross_page)
         return false;
-    for (unsigned k = 0; k < a->victim_count; k++)
+    for (unsigned k = 0; k < n; k++)
         if (a->victim[k] != b->victim[k])
             return false;
     return true;
@@ -67,7 +68,7 @@ static void link_exit(struct fvm_engine *e, struct fvm_vcpu *v, uint32_t n, uint
     struct fvm_block *from = &e->blocks[x->block], *t = &e->blocks[to];
     const struct fvm_vcpu_priv *p = v->priv;
     if (from->dead || t->dead || (from->mode & FVM_MODE_SINGLE) || (t->mode & FVM_MODE_SINGLE) || e->config.single_block ||
-        from->mode != t->mode || fvm_mode_rip(from->mode, x->target) != t->rip || (p->run_until_on && v->rip == p->run_until) ||
+        (from->mode ^ t->mode) & ~(uint64_t)FVM_MODE_PLAIN || x->plain != !!(t->mode & FVM_MODE_PLAIN) || fvm_mode_rip(from->mode, x->target) != t->rip || (p->run_until_on && v->rip == p->run_until) ||
         (!x->check_off && (from->gpa ^ t->gpa) & ~FVM_PAGE_MASK))
         return;
     uint64_t expect = 0;
@@ -156,6 +157,10 @@ void fvm_code_drop(struct fvm_engine *e, uint32_t n)
     fvm_code_set_rel32(e, b, 1, b->dead_off);
     e->code_rw[b->inner_off] = 0xe9; /* an exit's jump at least follows: five bytes are there */
     fvm_code_set_rel32(e, b, b->inner_off - b->code_off + 1, b->dead_inner_off);
+    if (b->natural) {
+        e->code_rw[b->saved_inner_off] = 0xe9;
+        fvm_code_set_rel32(e, b, b->saved_inner_off - b->code_off + 1, b->dead_saved_off);
+    }
 }
 
 static void drop_page(struct fvm_engine *e, fvm_pfn pfn)
@@ -199,6 +204,7 @@ void fvm_code_flush(struct fvm_engine *e)
         }
     memset(e->hash, 0xff, (e->hash_mask + 1ull) * sizeof *e->hash);
     e->code_used = e->code_start;
+    e->cold_used = e->code_bytes / 2;
     e->block_count = e->exit_count = e->site_count = e->mark_count = 0;
     e->flush_generation++;
     e->stats.cache_flushes++;
@@ -223,6 +229,7 @@ static void emit_trampolines(struct fvm_engine *e)
     }
     e->snippet_off = 4096;
     e->code_start = e->code_used = 4096 + 64 * 64;
+    e->cold_used = e->code_bytes / 2;
 }
 
 static void *reserve(uint64_t bytes)
@@ -242,8 +249,10 @@ int fvm_code_init(struct fvm_engine *e, struct fvm_err *err)
     if (e->code == MAP_FAILED || e->code_rw == MAP_FAILED)
         goto fail;
     close(fd);
+    (void)madvise(e->code, e->code_bytes, MADV_HUGEPAGE); /* hot code is spread over it: fewer misses of the host's TLB */
+    (void)madvise(e->code_rw, e->code_bytes, MADV_HUGEPAGE);
     e->block_max = (uint32_t)(e->code_bytes / 128);
-    e->exit_max = e->block_max * 2;
+    e->exit_max = e->block_max * 4;
     e->site_max = e->block_max * 4;
     e->mark_max = e->block_max * 8;
     e->hash_mask = (1u << 20) - 1;

@@ -35,8 +35,10 @@
 #define FVM_VCPU_MAGIC 0x75706376206d7666ull /* "fvm vcpu" */
 #define FVM_BLOCK_INSNS_MAX 32
 #define FVM_BLOCK_CODE_MAX 16384 /* bytes of host code one block can need at most */
+#define FVM_VICTIMS_MAX 7
 #define FVM_NONE 0xffffffffu
 #define FVM_EXIT_MOVED 0x80000000u /* in ARG of FVM_EXIT_DIRECT: SLOT_ANCHOR is the target's already */
+#define FVM_DEAD_SAVED 0x40000000u /* ... flags are in SLOT_FLAGS */
 #define FVM_DEAD_INNER 0x80000000u /* in ARG of FVM_EXIT_DEAD: entered behind the prologue, victims are in their slots */
 
 enum { /* block mode: what the translation depends on besides the bytes */
@@ -45,9 +47,9 @@ enum { /* block mode: what the translation depends on besides the bytes */
     FVM_MODE_FPU_TRAP = 8, /* CR0.TS or EM */
     FVM_MODE_SINGLE = 16,  /* one instruction (single step, interrupt shadow); never linked */
     FVM_MODE_SEG = 32,     /* segmented (seg16.c): CS base in bits 63:32 */
+    FVM_MODE_PLAIN = 128,  /* each access checked for itself: group.c */
     FVM_MODE_CS4G = 64,    /* segmented, CS limit 4 GiB; clear: 64 KiB, or another one, and then FVM_MODE_SINGLE is set */
     FVM_MODE_SS32 = 128,   /* segmented, 32-bit stack */
-    FVM_MODE_MID = 1 << 16, /* CPL 1 or 2: supervisor to the page tables, not privileged */
     FVM_MODE_ES_OK = 256,  /* segmented: ES (and so on, six bits) is ordinary data: present, writable, not expand-down; CS readable */
 };
 
@@ -69,12 +71,16 @@ struct fvm_block {
     uint32_t canon_off;    /* entry from indirect branches: r15 and r14 spilled, flags in SLOT_FLAGS */
     uint32_t dead_inner_off; /* where a dropped block's inner entry leads */
     uint32_t dead_off;     /* code that leaves with FVM_EXIT_DEAD */
-    uint32_t code_len;     /* hot and cold part */
+    uint32_t code_len;     /* hot part */
+    uint32_t cold_off, cold_len; /* the rest lies apart, so that what runs is dense */
+    uint32_t dead_saved_off; /* as dead_inner_off, for the inner entry with flags in SLOT_FLAGS, if `natural` */
     uint32_t mark_first;   /* index into marks[] */
     uint16_t guest_len;
     uint8_t mark_count;
-    uint8_t victim[3];     /* guest registers spilled to SLOT_V0.. while the block runs */
+    uint8_t victim[FVM_VICTIMS_MAX]; /* guest registers spilled to their slots while the block runs; from the third on, only
+                                        behind inner_off, and given back before each exit */
     uint8_t victim_count;
+    uint8_t natural;       /* flags are in SLOT_FLAGS behind saved_inner_off: that entry costs nothing, inner_off saves them */
     uint8_t live_flags;    /* guest flags read before written, as a mask != 0 */
     uint8_t dead;
     uint8_t cross_page;    /* one instruction across a page boundary: the entry checks the second page */
@@ -104,6 +110,7 @@ struct fvm_exit {
     uint32_t next_incoming;
     uint8_t relinks;       /* how often that was another, or another entry was expected, with the world stopped for it */
     uint8_t flags_saved;   /* guest flags are in SLOT_FLAGS when this exit is taken */
+    uint8_t plain;         /* leads to a plain block (FVM_MODE_PLAIN) */
 };
 
 enum { FVM_SITE_STACK = 1 /* addressed through SS: #SS where others have #GP */, FVM_SITE_MASKED = 2 /* vmaskmov */ };
@@ -132,7 +139,8 @@ struct fvm_engine {
     uint32_t reading;              /* a translation reads guest bytes. Written under the lock, read by all: fvm_code_write_begin */
     uint8_t *code;                 /* executable view */
     uint8_t *code_rw;              /* writable view of the same memory */
-    uint64_t code_bytes, code_used, code_start;
+    uint64_t code_bytes, code_used, code_start; /* hot code: up to code_bytes / 2 */
+    uint64_t cold_used;            /* cold code: from there on */
     uint32_t tramp[16];            /* offsets of jumps to the stubs */
     uint32_t snippet_off;          /* room for exec_one, per vCPU index */
     struct fvm_block *blocks;
@@ -180,6 +188,7 @@ struct fvm_vcpu_priv {
     volatile uint32_t sleeping; /* halted or parked: requests must signal cond */
     uint32_t link_exit;        /* exit to link once its target is found, or FVM_NONE */
     uint64_t link_rip;         /* where it led */
+    bool plain_next;           /* ... and that the block there must be plain */
     uint64_t link_generation;
     bool return_faults;        /* fvm_vcpu_run_until: guest faults go to the caller */
     const char *why;           /* of a shutdown */
@@ -222,6 +231,11 @@ static inline uint64_t fvm_mode_rip(uint64_t mode, uint64_t rip)
 static inline uint64_t *fvm_slot(struct fvm_vcpu *v, unsigned off)
 {
     return (uint64_t *)((uint8_t *)v + off);
+}
+/* Slot of a block's k-th victim. */
+static inline unsigned fvm_victim_slot(unsigned k)
+{
+    return k < 3 ? FVM_SLOT(k) : FVM_SLOT_V3 + 8 * (k - 3);
 }
 static inline struct fvm_jc_entry *fvm_jc(struct fvm_vcpu *v, bool user, uint64_t rip)
 {
@@ -320,7 +334,7 @@ void fvm_jc_fill(struct fvm_vcpu *v, uint64_t rip, uint64_t mode, uint64_t code)
 void fvm_recover_site(struct fvm_vcpu *v, uint32_t site);
 void fvm_recover_mark(struct fvm_vcpu *v, const struct fvm_block *b, unsigned mark, bool flags_saved);
 void fvm_recover_flags(struct fvm_vcpu *v, bool saved);
-void fvm_recover_victims(struct fvm_vcpu *v, const struct fvm_block *b);
+void fvm_recover_victims(struct fvm_vcpu *v, const struct fvm_block *b, unsigned count);
 /** An unlinked direct exit was taken. */
 void fvm_recover_exit(struct fvm_vcpu *v, uint32_t arg);
 /** Index of the instruction that host_off (from the block's start) belongs to. */

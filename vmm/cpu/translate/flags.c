@@ -45,6 +45,8 @@ void fvm_tr_flags_liveness(struct fvm_tr *tr, uint16_t live_end)
     for (unsigned k = tr->n; k-- > 0;) {
         struct fvm_tr_insn *i = &tr->insns[k];
         i->live_out = live;
+        if (i->class == FVM_C_JCC) /* nothing is known of where it leads: see front.c for those at the end */
+            live |= k + 1 < tr->n ? FVM_ARITH_FLAGS : 0;
         live = (uint16_t)((live & ~i->f_kill) | i->f_read);
         i->live_in = live;
     }

@@ -89,7 +89,7 @@ static uint16_t flags_live_at(struct fvm_tr *tr, const struct fetch *f, uint64_t
         return pending;
     unsigned o = lin & FVM_PAGE_MASK, first = o;
     struct fvm_tr_insn i;
-    for (unsigned n = 0; n < 6 && pending; n++) {
+    for (unsigned n = 0; n < 16 && pending; n++) {
         memset(&i, 0, offsetof(struct fvm_tr_insn, in));
         if (fvm_decode(f->page + o, FVM_PAGE_SIZE - o, tr->bits, &i.in) != FVM_DECODE_OK)
             break;
@@ -139,6 +139,19 @@ static bool pick_victims(uint16_t used, uint8_t need, bool high, uint8_t ret[3])
     return got == want;
 }
 
+#define SHORT_BLOCK 5
+/* Is a register left besides two scratch registers? A block that goes on without one has a check for every access. */
+static bool room_for_group(uint16_t used)
+{
+    return __builtin_popcount((uint16_t)~(used | 1u << FVM_RSP)) >= 3;
+}
+
+/* A conditional branch that leads forward does not end its block, which goes on where it is not taken. */
+static bool goes_on(const struct fvm_tr *tr, const struct fvm_tr_insn *i)
+{
+    return i->class == FVM_C_JCC && tr->bits == 64 && !(tr->mode & FVM_MODE_SINGLE) && i->in.z.raw.imm[0].value.s > 0;
+}
+
 static int decode_block(struct fvm_tr *tr, struct fetch *f, struct fvm_fault *fault)
 {
     unsigned o = tr->lin & FVM_PAGE_MASK, max = tr->mode & FVM_MODE_SINGLE ? 1 : FVM_BLOCK_INSNS_MAX;
@@ -185,12 +198,14 @@ static int decode_block(struct fvm_tr *tr, struct fetch *f, struct fvm_fault *fa
             fvm_assert(tr->n);
             break;
         }
+        if (tr->n >= SHORT_BLOCK && i->need && !room_for_group(used | i->regs))
+            break;
         used |= i->regs;
         need |= i->need;
         high |= i->high_byte;
         tr->n++;
         o += i->in.len;
-        if (fvm_tr_ends_block(i) || tr->b->cross_page)
+        if ((fvm_tr_ends_block(i) && !goes_on(tr, i)) || tr->b->cross_page)
             break;
     }
     struct fvm_tr_insn *last = &tr->insns[tr->n - 1];
@@ -203,6 +218,7 @@ static int decode_block(struct fvm_tr *tr, struct fetch *f, struct fvm_fault *fa
     tr->x = v3[2];
     for (unsigned k = 0; k < 3 && v3[k] != FVM_NOREG; k++)
         tr->b->victim[tr->b->victim_count++] = v3[k];
+    fvm_tr_group(tr, used);
     return 0;
 }
 
@@ -211,11 +227,8 @@ static void emit_ident_mem(struct fvm_tr *tr, struct fvm_tr_insn *i)
     struct fvm_memref m;
     struct fvm_hostref h;
     const ZydisDecodedOperand *o = &i->in.ops[i->mem_op];
-    unsigned want = o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE ? FVM_W : 0;
-    if (o->actions & ZYDIS_OPERAND_ACTION_MASK_READ || !want)
-        want |= FVM_R;
     fvm_tr_memref(tr, i, i->mem_op, &m);
-    fvm_tr_memop(tr, &m, o->size / 8u, want, &h);
+    fvm_tr_access(tr, &m, false, o->size / 8u, fvm_tr_operand_want(o), &h);
     fvm_tr_flags_before_op(tr, FVM_NOREG);
     tr->e->marks[tr->b->mark_first + tr->cur].flags_saved = tr->saved;
     fvm_tr_op_mem(tr, &i->in, &h);
@@ -296,7 +309,8 @@ static void emit_cold(struct fvm_tr *tr)
         struct fvm_cold *c = &tr->cold[k];
         switch (c->kind) {
         case FVM_COLD_MEM: fvm_tr_cold_mem(tr, c); break;
-        case FVM_COLD_EXIT: fvm_tr_cold_exit(tr, c); break;
+        case FVM_COLD_EXIT: case FVM_COLD_SIDE: fvm_tr_cold_exit(tr, c); break;
+        case FVM_COLD_GROUP: fvm_tr_cold_group(tr, c); break;
         case FVM_COLD_INDIRECT: fvm_tr_cold_indirect(tr, c); break;
         case FVM_COLD_STI: case FVM_COLD_ONE:
             e_patch_here(em, c->from1);
@@ -347,11 +361,16 @@ static void emit_flags_entry(struct fvm_tr *tr, uint32_t to, uint32_t *ret_off)
     e_jmp_to(&tr->em, to);
 }
 
-/* The ways into the block besides its start, and where they lead once it is dropped. */
-static void emit_entries(struct fvm_tr *tr, uint32_t to_dead)
+/* Where the entries lead once the block is dropped. */
+static void emit_dead_ends(struct fvm_tr *tr, uint32_t to_dead)
 {
     struct fvm_emit *em = &tr->em;
     struct fvm_block *b = tr->b;
+    b->dead_saved_off = b->code_off + em->at;
+    if (b->natural) {
+        e_fs_store_imm(em, FVM_SLOT_ARG, tr->block | FVM_DEAD_INNER | FVM_DEAD_SAVED);
+        fvm_tr_jmp_tramp(tr, FVM_TRAMP_DEAD);
+    }
     b->dead_inner_off = b->code_off + em->at;
     e_fs_store_imm(em, FVM_SLOT_ARG, tr->block | FVM_DEAD_INNER);
     fvm_tr_jmp_tramp(tr, FVM_TRAMP_DEAD);
@@ -360,11 +379,29 @@ static void emit_entries(struct fvm_tr *tr, uint32_t to_dead)
         e_patch_here(em, to_dead);
     e_fs_store_imm(em, FVM_SLOT_ARG, tr->block);
     fvm_tr_jmp_tramp(tr, FVM_TRAMP_DEAD);
-    b->saved_off = b->code_off;
-    b->saved_inner_off = b->inner_off;
-    if (b->live_flags) {
+}
+
+static void spill(struct fvm_tr *tr, unsigned from, unsigned to)
+{
+    for (unsigned k = from; k < to && k < tr->b->victim_count; k++)
+        e_fs_store(&tr->em, fvm_victim_slot(k), tr->b->victim[k]);
+}
+
+/* The ways into the block besides its start. */
+static void emit_entries(struct fvm_tr *tr)
+{
+    struct fvm_emit *em = &tr->em;
+    struct fvm_block *b = tr->b;
+    if (b->natural) {
+        b->saved_off = b->code_off + em->at;
+        spill(tr, 0, 2);
+        e_jmp_to(em, b->saved_inner_off - b->code_off);
+    } else if (b->live_flags) {
         emit_flags_entry(tr, 0, &b->saved_off);
         emit_flags_entry(tr, b->inner_off - b->code_off, &b->saved_inner_off);
+    } else {
+        b->saved_off = b->code_off;
+        b->saved_inner_off = b->inner_off;
     }
     if (fvm_block_canonical(b) && !b->cross_page) {
         b->canon_off = b->saved_inner_off;
@@ -376,19 +413,47 @@ static void emit_entries(struct fvm_tr *tr, uint32_t to_dead)
     e_jmp_to(em, b->saved_off - b->code_off);
 }
 
-static void emit_block(struct fvm_tr *tr, const struct fetch *f)
+/* Will live flags be put aside before anything reads or sets some? Then they may come that way, too. */
+static bool wants_saved_flags(const struct fvm_tr *tr)
 {
-    static const uint32_t slots[3] = {FVM_SLOT_V0, FVM_SLOT_V1, FVM_SLOT_V2};
+    for (unsigned k = 0; k < tr->n && tr->insns[k].live_in; k++) {
+        const struct fvm_tr_insn *i = &tr->insns[k];
+        if (i->need && i->class != FVM_C_LEA && i->class != FVM_C_FAST_SYS)
+            return i->class != FVM_C_PUSHF && i->class != FVM_C_STI;
+        if (i->f_read || i->f_mod || i->class > FVM_C_RET)
+            return false;
+    }
+    return false;
+}
+
+static void emit_prologue(struct fvm_tr *tr, const struct fetch *f, uint32_t *ret_to_dead)
+{
     struct fvm_emit *em = &tr->em;
     struct fvm_block *b = tr->b;
-    uint32_t to_dead = 0;
     while (em->at < 5 && !b->victim_count && !b->cross_page) /* room to overwrite the entry by a jump: see code.c */
         e8(em, 0x90);
     if (b->cross_page)
-        emit_second_page_check(tr, f, &to_dead);
-    for (unsigned k = 0; k < b->victim_count; k++)
-        e_fs_store(em, slots[k], b->victim[k]);
+        emit_second_page_check(tr, f, ret_to_dead);
+    spill(tr, 0, 2);
     b->inner_off = b->code_off + em->at;
+    if (b->victim_count >= 2 && !b->cross_page && wants_saved_flags(tr)) {
+        b->natural = 1;
+        fvm_tr_flags_clobber(tr, FVM_ARITH_FLAGS);
+        b->saved_inner_off = b->code_off + em->at;
+    }
+    spill(tr, 2, FVM_VICTIMS_MAX);
+}
+
+/*
+ * Hot: prologue, body, what exits do on their way (thunks, page checks), the entries for other states. Cold, apart: slow ways of accesses,
+ * stubs of unlinked exits, dead ends. Offsets in either are from the block's start.
+ */
+static void emit_block(struct fvm_tr *tr, const struct fetch *f)
+{
+    struct fvm_emit *em = &tr->em;
+    struct fvm_block *b = tr->b;
+    uint32_t to_dead = 0;
+    emit_prologue(tr, f, &to_dead);
     for (tr->cur = 0; tr->cur < tr->n; tr->cur++) {
         fvm_assert(em->at + 1024 < em->max);
         emit_insn(tr, &tr->insns[tr->cur]);
@@ -397,8 +462,17 @@ static void emit_block(struct fvm_tr *tr, const struct fetch *f)
     if (!tr->ended)
         fvm_tr_exit_direct(tr, fvm_tr_next_rip(tr, &tr->insns[tr->n - 1]));
     tr->cold_from = em->at;
+    b->cold_off = (uint32_t)tr->e->cold_used;
+    em->at = b->cold_off - b->code_off;
     emit_cold(tr);
-    emit_entries(tr, to_dead);
+    emit_dead_ends(tr, to_dead);
+    b->cold_len = b->code_off + em->at - b->cold_off;
+    em->at = tr->cold_from;
+    for (unsigned k = 0; k < tr->cold_n; k++)
+        if (tr->cold[k].kind == FVM_COLD_EXIT || tr->cold[k].kind == FVM_COLD_SIDE)
+            fvm_tr_warm_exit(tr, &tr->cold[k]);
+    emit_entries(tr);
+    b->code_len = em->at;
 }
 
 static void begin_block(struct fvm_tr *tr, struct fvm_vcpu *v, uint64_t mode, uint64_t gpa)
@@ -422,8 +496,8 @@ static void begin_block(struct fvm_tr *tr, struct fvm_vcpu *v, uint64_t mode, ui
 
 static bool room_for_block(const struct fvm_engine *e)
 {
-    return e->code_used + FVM_BLOCK_CODE_MAX <= e->code_bytes && e->block_count + 1 < e->block_max &&
-           e->exit_count + 8 < e->exit_max && e->site_count + FVM_BLOCK_INSNS_MAX * 3 < e->site_max &&
+    return e->code_used + FVM_BLOCK_CODE_MAX <= e->code_bytes / 2 && e->cold_used + FVM_BLOCK_CODE_MAX <= e->code_bytes && e->block_count + 1 < e->block_max &&
+           e->exit_count + FVM_BLOCK_INSNS_MAX * 2 + 8 < e->exit_max && e->site_count + FVM_BLOCK_INSNS_MAX * 3 < e->site_max &&
            e->mark_count + FVM_BLOCK_INSNS_MAX < e->mark_max;
 }
 
@@ -459,8 +533,8 @@ static uint32_t translate(struct fvm_vcpu *v, uint64_t mode, struct fvm_fault *f
     fvm_tr_flags_liveness(&tr, live_at_end(&tr, &f));
     tr.b->live_flags = insns[0].live_in != 0 || tr.b->cross_page; /* cross_page: its dead end is reached from anywhere */
     emit_block(&tr, &f);
-    tr.b->code_len = tr.em.at;
-    e->code_used = (e->code_used + tr.em.at + 15) & ~15ull;
+    e->code_used = (e->code_used + tr.b->code_len + 15) & ~15ull;
+    e->cold_used += tr.b->cold_len;
     e->block_count++;
     e->stats.blocks++;
     e->stats.guest_insns_translated += tr.n;

@@ -23,6 +23,7 @@
 #define FVM_SLOT_V0 FVM_SLOT(0)
 #define FVM_SLOT_V1 FVM_SLOT(1)
 #define FVM_SLOT_V2 FVM_SLOT(2)
+#define FVM_SLOT_V3 FVM_SLOT(40) /* ... V6 */
 #define FVM_SLOT_FLAGS FVM_SLOT(3)   /* lahf/seto image: AH = SF ZF AF PF CF, AL = OF */
 #define FVM_SLOT_HFLAGS FVM_SLOT(4)  /* pushfq at the last exit */
 #define FVM_SLOT_HOST_RSP FVM_SLOT(5)

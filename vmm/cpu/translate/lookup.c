@@ -45,8 +45,8 @@ uint64_t fvm_mode_of(const struct fvm_vcpu *v)
     uint64_t mode = bits == 64 ? 2 : bits == 32 ? 1 : 0;
     if (bits == 16 || (bits == 32 && !flat(v)))
         mode |= seg_mode(v);
-    if (v->cpl)
-        mode |= v->cpl == 3 ? FVM_MODE_USER : FVM_MODE_MID;
+    if (v->cpl == 3)
+        mode |= FVM_MODE_USER;
     if (v->cr0 & (FVM_CR0_TS | FVM_CR0_EM))
         mode |= FVM_MODE_FPU_TRAP;
     if ((v->rflags & FVM_F_TF) || v->int_shadow)
@@ -102,18 +102,20 @@ void fvm_code_unlink_block(struct fvm_engine *e, struct fvm_block *b)
 uint32_t fvm_code_block_at(const struct fvm_engine *e, uint64_t host_pc)
 {
     uint64_t off = host_pc - (uint64_t)(uintptr_t)e->code;
-    if (off >= e->code_used || !e->block_count)
+    bool cold = off >= e->code_bytes / 2;
+    if (off >= (cold ? e->cold_used : e->code_used) || !e->block_count)
         return FVM_NONE;
     uint32_t lo = 0, hi = e->block_count;
     while (hi - lo > 1) {
         uint32_t mid = (lo + hi) / 2;
-        if (e->blocks[mid].code_off <= off)
+        if ((cold ? e->blocks[mid].cold_off : e->blocks[mid].code_off) <= off)
             lo = mid;
         else
             hi = mid;
     }
     const struct fvm_block *b = &e->blocks[lo];
-    return off >= b->code_off && off < b->code_off + b->code_len ? lo : FVM_NONE;
+    uint32_t from = cold ? b->cold_off : b->code_off;
+    return off >= from && off < from + (cold ? b->cold_len : b->code_len) ? lo : FVM_NONE;
 }
 
 bool fvm_code_touches(const struct fvm_engine *e, fvm_gpa gpa, uint64_t len)

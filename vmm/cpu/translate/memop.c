@@ -124,6 +124,12 @@ void fvm_tr_address_to_t(struct fvm_tr *tr, const struct fvm_memref *m)
         e_mov32(&tr->em, tr->t, tr->t);
 }
 
+unsigned fvm_tr_operand_want(const ZydisDecodedOperand *o)
+{
+    unsigned want = o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE ? FVM_W : 0;
+    return o->actions & ZYDIS_OPERAND_ACTION_MASK_READ || !want ? want | FVM_R : want;
+}
+
 static unsigned align_mask(unsigned size)
 {
     unsigned p = 1;

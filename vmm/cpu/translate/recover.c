@@ -18,15 +18,15 @@ void fvm_recover_flags(struct fvm_vcpu *v, bool saved)
     v->rflags = (v->rflags & ~(uint64_t)FVM_HOST_FLAGS) | f;
 }
 
-void fvm_recover_victims(struct fvm_vcpu *v, const struct fvm_block *b)
+void fvm_recover_victims(struct fvm_vcpu *v, const struct fvm_block *b, unsigned count)
 {
-    for (unsigned k = 0; k < b->victim_count; k++)
-        v->regs[b->victim[k]] = *fvm_slot(v, FVM_SLOT(k));
+    for (unsigned k = 0; k < b->victim_count && k < count; k++)
+        v->regs[b->victim[k]] = *fvm_slot(v, fvm_victim_slot(k));
 }
 
 void fvm_recover_mark(struct fvm_vcpu *v, const struct fvm_block *b, unsigned mark, bool flags_saved)
 {
-    fvm_recover_victims(v, b);
+    fvm_recover_victims(v, b, FVM_VICTIMS_MAX);
     fvm_recover_flags(v, flags_saved);
     v->rip = fvm_block_base(v, b) + b->rip + v->engine->marks[b->mark_first + mark].guest_off;
 }
@@ -49,7 +49,7 @@ void fvm_recover_exit(struct fvm_vcpu *v, uint32_t arg)
 {
     const struct fvm_exit *x = &v->engine->exits[arg & ~FVM_EXIT_MOVED];
     const struct fvm_block *b = &v->engine->blocks[x->block];
-    fvm_recover_victims(v, b);
+    fvm_recover_victims(v, b, FVM_VICTIMS_MAX);
     fvm_recover_flags(v, x->flags_saved);
     v->rip = fvm_block_base(v, b) + (arg & FVM_EXIT_MOVED ? x->target & FVM_PAGE_MASK : x->target);
 }

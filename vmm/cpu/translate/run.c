@@ -194,7 +194,7 @@ static void enter_block(struct fvm_vcpu *v, uint32_t n, uint64_t mode)
     if (p->fill_jump_cache && !(mode & (FVM_MODE_SINGLE | FVM_MODE_SEG)) && !e->config.single_block && !p->run_until_on)
         fvm_jc_fill(v, v->rip, mode, (uint64_t)(uintptr_t)e->code + b->canon_off);
     else if (!(mode & (FVM_MODE_SINGLE | FVM_MODE_SEG)))
-        fvm_jc_mode(v, mode);
+        fvm_jc_mode(v, mode & ~(uint64_t)FVM_MODE_PLAIN);
     p->fill_jump_cache = false;
     p->ring[p->ring_pos % FVM_RING].rip = v->rip;
     p->ring[p->ring_pos % FVM_RING].mode = mode;
@@ -278,6 +278,7 @@ static int handle_exit(struct fvm_vcpu *v, struct fvm_fault *f)
         fvm_recover_exit(v, arg);
         p->link_exit = arg & ~FVM_EXIT_MOVED;
         p->link_rip = v->rip;
+        p->plain_next = e->exits[p->link_exit].plain;
         p->link_generation = e->flush_generation;
         return 0;
     case FVM_EXIT_INDIRECT:
@@ -300,12 +301,13 @@ static int handle_exit(struct fvm_vcpu *v, struct fvm_fault *f)
         fault_from_slots(v, f);
         return trap_of_guest(v, f);
     case FVM_EXIT_DEAD:
-        if (arg & FVM_DEAD_INNER)
-            fvm_recover_victims(v, &e->blocks[arg & ~FVM_DEAD_INNER]);
-        arg &= ~FVM_DEAD_INNER;
+        class = arg;
+        arg &= ~(FVM_DEAD_INNER | FVM_DEAD_SAVED);
+        if (class & FVM_DEAD_INNER)
+            fvm_recover_victims(v, &e->blocks[arg], 2);
         /* Without an entry for saved flags only the jump cache leads here, with the guest's flags saved: the block did not
          * care, but what has taken its place may. */
-        fvm_recover_flags(v, !e->blocks[arg].live_flags);
+        fvm_recover_flags(v, (class & FVM_DEAD_SAVED) || !e->blocks[arg].live_flags);
         v->rip = fvm_block_base(v, &e->blocks[arg]) + e->blocks[arg].rip;
         if (!e->blocks[arg].dead)
             drop_block(e, arg);
@@ -356,6 +358,9 @@ bool fvm_run_step(struct fvm_vcpu *v, struct fvm_run_result *result)
     uint64_t mode = fvm_mode_of(v);
     if (v->engine->config.single_insn)
         mode |= FVM_MODE_SINGLE;
+    if (p->plain_next && p->link_rip == v->rip)
+        mode |= FVM_MODE_PLAIN;
+    p->plain_next = false;
     uint32_t n = block_for(v, mode, &fault);
     if (n == FVM_NONE)
         return take_fault(v, &fault, result);

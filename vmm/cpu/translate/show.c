@@ -24,9 +24,9 @@ void fvm_tr_show(const struct fvm_tr *tr)
     const struct fvm_engine_config *c = &tr->e->config;
     FILE *f = c->trace_file ? c->trace_file : stderr;
     char text[128];
-    uint32_t hot_end = tr->cold_from;
-    fprintf(f, "block %u rip %" PRIx64 " mode %" PRIx64 " victims %u, %u bytes hot, %u in all\n", tr->block, tr->rip, tr->mode,
-            tr->b->victim_count, hot_end, tr->em.at);
+    uint32_t hot_end = tr->cold_from, warm = tr->b->code_len - hot_end;
+    fprintf(f, "block %u rip %" PRIx64 " mode %" PRIx64 " victims %u, %u bytes hot, %u warm, %u cold\n", tr->block, tr->rip, tr->mode,
+            tr->b->victim_count, hot_end, warm, tr->b->cold_len);
     show_host(tr, 0, tr->b->inner_off - tr->b->code_off, f);
     for (unsigned k = 0; k < tr->n; k++) {
         const struct fvm_tr_insn *i = &tr->insns[k];

@@ -38,6 +38,19 @@ struct fvm_tr_insn {
     uint16_t regs;       /* general registers named, bit per number */
     uint8_t need;        /* scratch registers needed: bit 0 u, 1 t, 2 x */
     bool high_byte;      /* names ah..bh: no REX possible */
+    uint8_t group, stack_group; /* of the explicit operand, of the implicit one on the stack; or FVM_NO_GROUP */
+    int64_t group_disp, stack_disp; /* where that is, in the group's terms */
+};
+
+#define FVM_NO_GROUP 0xff
+#define FVM_GROUPS_MAX 24
+struct fvm_group {       /* see group.c */
+    int64_t low, end;    /* bytes that its accesses touch, relative to what the symbols stand for */
+    uint8_t base, index, scale;
+    uint8_t first, last, count; /* instructions; accesses */
+    uint8_t want;        /* FVM_R | FVM_W */
+    uint8_t reg;         /* host address of `low`, FVM_NOREG: each access for itself */
+    bool checked;
 };
 
 struct fvm_cold { /* emitted behind the hot code */
@@ -53,7 +66,7 @@ struct fvm_cold { /* emitted behind the hot code */
     uint32_t exit;
     bool flags_saved;
 };
-enum { FVM_COLD_MEM, FVM_COLD_EXIT, FVM_COLD_INDIRECT, FVM_COLD_STI, FVM_COLD_ONE };
+enum { FVM_COLD_MEM, FVM_COLD_EXIT, FVM_COLD_SIDE, FVM_COLD_GROUP, FVM_COLD_INDIRECT, FVM_COLD_STI, FVM_COLD_ONE };
 
 struct fvm_memref {
     uint8_t base, index, scale; /* FVM_NOREG when absent; scale is a shift */
@@ -80,8 +93,11 @@ struct fvm_tr {
     unsigned n;
     unsigned cur;        /* instruction being emitted */
     uint8_t u, t, x;     /* victims, FVM_NOREG if not spilled */
+    unsigned extra_first; /* victims from here on are groups' */
+    struct fvm_group groups[FVM_GROUPS_MAX];
+    unsigned group_count;
     bool saved;          /* flags state */
-    struct fvm_cold cold[FVM_BLOCK_INSNS_MAX * 3 + 8];
+    struct fvm_cold cold[FVM_BLOCK_INSNS_MAX * 4 + 8];
     unsigned cold_n;
     uint32_t cold_from;  /* where the hot code ends */
     bool ended;
@@ -107,6 +123,17 @@ bool fvm_tr_memref_form_a(const struct fvm_memref *m);
 void fvm_tr_address_to_t(struct fvm_tr *tr, const struct fvm_memref *m);
 void fvm_tr_cold_mem(struct fvm_tr *tr, struct fvm_cold *c);
 
+unsigned fvm_tr_operand_want(const ZydisDecodedOperand *o);
+
+/* group.c */
+/** Finds the block's groups and gives them registers; `used`: registers that its instructions name. */
+void fvm_tr_group(struct fvm_tr *tr, uint16_t used);
+/** The operand's place through its group, if it has one (its check is emitted at the first access). */
+bool fvm_tr_grouped(struct fvm_tr *tr, const struct fvm_memref *m, bool stack, struct fvm_hostref *ret);
+/** Grouped, else as fvm_tr_memop. stack: the implicit operand. */
+void fvm_tr_access(struct fvm_tr *tr, const struct fvm_memref *m, bool stack, unsigned size, unsigned want, struct fvm_hostref *ret);
+void fvm_tr_cold_group(struct fvm_tr *tr, struct fvm_cold *c);
+
 /* back.c */
 bool fvm_tr_unlocked(const struct fvm_tr *tr);
 void fvm_tr_op_mem(struct fvm_tr *tr, const struct fvm_insn *in, const struct fvm_hostref *h);
@@ -129,6 +156,9 @@ void fvm_tr_exit_stub(struct fvm_tr *tr, unsigned tramp); /* system, one: C sees
 void fvm_tr_restore_victims(struct fvm_tr *tr);
 void fvm_tr_jmp_tramp(struct fvm_tr *tr, unsigned tramp);
 uint32_t fvm_tr_site(struct fvm_tr *tr, unsigned want, unsigned size);
+uint32_t fvm_tr_exit_plain(struct fvm_tr *tr);
+void fvm_tr_exit_side(struct fvm_tr *tr, unsigned cc, uint64_t target);
+void fvm_tr_warm_exit(struct fvm_tr *tr, struct fvm_cold *c);
 void fvm_tr_cold_exit(struct fvm_tr *tr, struct fvm_cold *c);
 void fvm_tr_anchored_entry(struct fvm_tr *tr, unsigned page, unsigned entry);
 void fvm_tr_add_page_offset(struct fvm_tr *tr, unsigned reg, int64_t n);
