@@ -33,6 +33,7 @@ struct fvm_ctl_options {
     uint32_t timeout_s, max_downtime_ms, deadline_s;
     const char *on_miss;
     uint64_t rate_limit_bytes;
+    bool no_throttle;
     Fvm__VmConfig *config; /* vm create */
 };
 

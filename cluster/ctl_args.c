@@ -23,6 +23,7 @@ enum {
     O_DEADLINE,
     O_ON_MISS,
     O_RATE_LIMIT,
+    O_NO_THROTTLE,
     O_DRY_RUN,
     O_NO_HISTORY,
     O_KERNEL,
@@ -64,8 +65,8 @@ static const struct argp_option table[] = {
     {"machine", O_MACHINE, "pc|virtio", 0, "the full PC, or virtio devices only", 0},
     {"cdrom", O_CDROM, "FILE[,if=ide|ahci]", 0, "a CD-ROM drive with this image, seen by all nodes", 0},
     {"boot", O_BOOT, "disk,cdrom,net", 0, "what firmware tries, in this order", 0},
-    {"disk", O_DISK, "FILE[,if=virtio|ide|ahci][,readonly][,serial=S]", 0, "raw image or block device, seen by all nodes; may be repeated",
-     0},
+    {"disk", O_DISK, "FILE[,if=virtio|ide|ahci][,readonly][,serial=S]", 0,
+     "raw image or block device, seen by all nodes; may be repeated", 0},
     {"net", O_NET, "switch[,model=virtio|e1000][,mac=M]|user[,hostfwd=...]|none", 0,
      "switch: the cluster's network; user: this host's. May be repeated", 0},
     {"no-rng", O_NO_RNG, 0, 0, "no virtio random number generator", 0},
@@ -79,7 +80,9 @@ static const struct argp_option table[] = {
     {"deadline", O_DEADLINE, "SECONDS", 0, "give up after this (default 600)", 0},
     {"on-miss", O_ON_MISS, "cancel|pause", 0,
      "at the deadline: stay, or move with whatever blackout it takes (default cancel)", 0},
-    {"rate-limit", O_RATE_LIMIT, "SIZE", 0, "send at most this much per second, as 100M", 0},
+    {"rate-limit", O_RATE_LIMIT, "SIZE", 0, "send at most this much per second, as 100M, while the guest runs", 0},
+    {"max-bandwidth", O_RATE_LIMIT, 0, OPTION_ALIAS, 0, 0},
+    {"no-throttle", O_NO_THROTTLE, 0, 0, "never slow down a guest that writes faster than pages can be sent", 0},
     {"dry-run", O_DRY_RUN, 0, 0, "do everything but stop the guest", 0},
     {0},
 };
@@ -289,6 +292,9 @@ static error_t on_option(int key, char *arg, struct argp_state *state)
         break;
     case O_RATE_LIMIT:
         must(p, fvm_config_parse_bytes(arg, &o->rate_limit_bytes, &err), &err);
+        break;
+    case O_NO_THROTTLE:
+        o->no_throttle = true;
         break;
     case O_DRY_RUN:
         o->dry_run = true;

@@ -90,6 +90,11 @@ static void print_timeline(const struct watch *w, const Fvm__Reply *reply)
     printf("  final      %10s   guest paused, last pages, processor and devices\n", fvm_ctl_ms(p->final_ns, a));
     printf("  hand-over  %10s   take, run\n", fvm_ctl_ms(p->handover_ns, a));
     printf("  blackout   %10s\n", fvm_ctl_ms(p->blackout_ns, a));
+    for (size_t i = 0; i < p->n_pieces; i++)
+        printf("    %-14s %8.2f ms\n", p->pieces[i]->name, (double)p->pieces[i]->ns / 1e6);
+    if (p->throttled_ns)
+        printf("  held       %10s   writers, to %s/s of written pages\n", fvm_ctl_ms(p->throttled_ns, a),
+               fvm_ctl_bytes(p->write_limit_bytes, b));
     printf("  total      %10s\n", fvm_ctl_ms(p->total_ns, a));
     if (p->pages_resent || p->digest_repairs)
         printf("  resent     %10llu   pages that came damaged or not at all, %llu of them found by their digest\n",
@@ -166,6 +171,7 @@ int fvm_ctl_vm_migrate(struct fvm_ctl *ctl, struct fvm_err *err)
     m.deadline_ms = ctl->opt.deadline_s * 1000;
     m.on_miss = (char *)(uintptr_t)(ctl->opt.on_miss ? ctl->opt.on_miss : "");
     m.rate_limit_bytes = ctl->opt.rate_limit_bytes;
+    m.no_throttle = ctl->opt.no_throttle;
     m.dry_run = ctl->opt.dry_run;
     request.what_case = FVM__REQUEST__WHAT_VM_MIGRATE;
     request.vm_migrate = &m;

@@ -94,14 +94,20 @@ json_t *fvm_ctl_progress_json(const Fvm__MigrateProgress *p)
                   (json_int_t)p->dirty_rate_bytes, "predicted_downtime_ns", (json_int_t)p->predicted_downtime_ns,
                   "elapsed_ns", (json_int_t)p->elapsed_ns, "owner", p->owner, "text", p->text, "memory_bytes",
                   (json_int_t)p->memory_bytes, "pages_resent", (json_int_t)p->pages_resent);
+    json_object_set_new(out, "write_limit_bytes", json_integer((json_int_t)p->write_limit_bytes));
     if (!p->finished)
         return out;
-    json_t *timeline = json_pack(
-        "{s:b, s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "finished", 1, "verified", (int)p->verified,
-        "rounds", (json_int_t)p->rounds, "blackout_ns", (json_int_t)p->blackout_ns, "total_ns", (json_int_t)p->total_ns,
-        "prepare_ns", (json_int_t)p->prepare_ns, "precopy_ns", (json_int_t)p->precopy_ns, "final_ns",
-        (json_int_t)p->final_ns, "handover_ns", (json_int_t)p->handover_ns, "digest_repairs",
-        (json_int_t)p->digest_repairs, "corrupt_batches", (json_int_t)p->corrupt_batches);
+    json_t *timeline = json_pack("{s:b, s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "finished", 1, "verified",
+                                 (int)p->verified, "rounds", (json_int_t)p->rounds, "blackout_ns",
+                                 (json_int_t)p->blackout_ns, "total_ns", (json_int_t)p->total_ns, "prepare_ns",
+                                 (json_int_t)p->prepare_ns, "precopy_ns", (json_int_t)p->precopy_ns, "final_ns",
+                                 (json_int_t)p->final_ns, "handover_ns", (json_int_t)p->handover_ns, "digest_repairs",
+                                 (json_int_t)p->digest_repairs, "corrupt_batches", (json_int_t)p->corrupt_batches);
+    json_t *pieces = json_array();
+    for (size_t i = 0; i < p->n_pieces; i++)
+        json_array_append_new(pieces, json_pack("[s, I]", p->pieces[i]->name, (json_int_t)p->pieces[i]->ns));
+    json_object_set_new(timeline, "blackout_pieces", pieces);
+    json_object_set_new(timeline, "throttled_ns", json_integer((json_int_t)p->throttled_ns));
     json_object_update(out, timeline);
     json_decref(timeline);
     return out;

@@ -13,10 +13,14 @@
 static const char *state_name(enum fvm_vm_state state)
 {
     switch (state) {
-    case FVM_VM_CREATED: return "created";
-    case FVM_VM_PAUSED: return "paused";
-    case FVM_VM_RUNNING: return "running";
-    case FVM_VM_STOPPED: return "stopped";
+    case FVM_VM_CREATED:
+        return "created";
+    case FVM_VM_PAUSED:
+        return "paused";
+    case FVM_VM_RUNNING:
+        return "running";
+    case FVM_VM_STOPPED:
+        return "stopped";
     }
     return "unknown";
 }
@@ -43,11 +47,12 @@ static json_t *status_json(const struct fvm_run *run)
     for (size_t i = 0; i < c->id.len && i < 16; i++)
         snprintf(id + 2 * i, 3, "%02x", c->id.data[i]);
     return json_pack("{s:s, s:s, s:s, s:i, s:s, s:I, s:I, s:i, s:s, s:i, s:I, s:I, s:i, s:i}", "name", c->name, "id",
-                     id, "state", state_name(fvm_vm_get_state(run->vm)), "pid", (int)getpid(), "version", FVM_VERSION,
-                     "memory_bytes", (json_int_t)c->memory_bytes, "resident_bytes",
-                     (json_int_t)fvm_ram_resident_bytes(ram), "cpus", (int)c->cpus, "cpu_model", c->cpu_model,
-                     "tsc_khz", (int)c->tsc_khz, "guest_ns", (json_int_t)fvm_clock_ns(fvm_vm_clock(run->vm)), "cpu_ns",
-                     (json_int_t)fvm_vm_cpu_ns(run->vm), "disks", (int)c->n_disks, "nets", (int)c->n_nets);
+                     id, "state", run->options.incoming ? "incoming" : state_name(fvm_vm_get_state(run->vm)), "pid",
+                     (int)getpid(), "version", FVM_VERSION, "memory_bytes", (json_int_t)c->memory_bytes,
+                     "resident_bytes", (json_int_t)fvm_ram_resident_bytes(ram), "cpus", (int)c->cpus, "cpu_model",
+                     c->cpu_model, "tsc_khz", (int)c->tsc_khz, "guest_ns",
+                     (json_int_t)fvm_clock_ns(fvm_vm_clock(run->vm)), "cpu_ns", (json_int_t)fvm_vm_cpu_ns(run->vm),
+                     "disks", (int)c->n_disks, "nets", (int)c->n_nets);
 }
 
 static void command_status(void *ctx, struct fvm_control_call *call, const json_t *request)
@@ -134,15 +139,9 @@ static void reply_text(struct fvm_run *run, struct fvm_control_call *call,
     free(text);
 }
 
-static void write_dump(struct fvm_run *run, FILE *out)
-{
-    fvm_vm_dump(run->vm, out);
-}
+static void write_dump(struct fvm_run *run, FILE *out) { fvm_vm_dump(run->vm, out); }
 
-static void write_stats(struct fvm_run *run, FILE *out)
-{
-    fvm_vm_stats(run->vm, out);
-}
+static void write_stats(struct fvm_run *run, FILE *out) { fvm_vm_stats(run->vm, out); }
 
 static void command_dump(void *ctx, struct fvm_control_call *call, const json_t *request)
 {

@@ -82,13 +82,13 @@ static int need(struct fvm_run *run, struct fvm_err *err)
 
 static json_t *progress_json(const struct fvm_migrate_progress *g)
 {
-    return json_pack("{s:s, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:s}", "phase",
+    return json_pack("{s:s, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:s}", "phase",
                      fvm_migrate_phase_text(g->phase), "round", (int)g->round, "memory_bytes",
                      (json_int_t)g->memory_bytes, "remaining_bytes", (json_int_t)g->remaining_bytes, "sent_bytes",
                      (json_int_t)g->sent_bytes, "rate_bytes", (json_int_t)g->rate_bytes, "dirty_rate_bytes",
                      (json_int_t)g->dirty_rate_bytes, "predicted_downtime_ns", (json_int_t)g->predicted_downtime_ns,
-                     "elapsed_ns", (json_int_t)g->elapsed_ns, "pages_resent", (json_int_t)g->pages_resent, "owner",
-                     g->owner, "text", g->text);
+                     "elapsed_ns", (json_int_t)g->elapsed_ns, "pages_resent", (json_int_t)g->pages_resent,
+                     "write_limit_bytes", (json_int_t)g->write_limit_bytes, "owner", g->owner, "text", g->text);
 }
 
 static void on_progress(void *ctx)
@@ -98,6 +98,23 @@ static void on_progress(void *ctx)
     p->run->migration->reported = false;
     fvm_control_event(p->run->control, "migration", progress_json(&p->progress));
     free(p);
+}
+
+/* Where the blackout went, in order: [["pause", ns], ...]. */
+static json_t *pieces_json(const struct fvm_migrate_pieces *p)
+{
+    const struct {
+        const char *name;
+        uint64_t ns;
+    } pieces[] = {{"pause", p->pause_ns},    {"last-pages", p->pages_ns},
+                  {"state", p->state_ns},    {"release-disks", p->storage_ns},
+                  {"digest", p->digest_ns},  {"compare", p->dest_proof_ns},
+                  {"take", p->dest_take_ns}, {"claim-disks", p->dest_storage_ns},
+                  {"run", p->dest_run_ns},   {"start", p->dest_start_ns}};
+    json_t *out = json_array();
+    for (size_t i = 0; i < FVM_ARRAY_SIZE(pieces); i++)
+        json_array_append_new(out, json_pack("[s, I]", pieces[i].name, (json_int_t)pieces[i].ns));
+    return out;
 }
 
 static const char *outcome_text(enum fvm_migrate_outcome outcome)
@@ -126,14 +143,9 @@ static json_t *report_json(const struct fvm_migrate_report *r)
         "pages_resent", (json_int_t)r->pages_resent, "corrupt_batches", (json_int_t)r->corrupt_batches,
         "digest_repairs", (json_int_t)r->digest_repairs, "blackout_pages", (json_int_t)r->blackout_pages,
         "blackout_hashed_pages", (json_int_t)r->blackout_hashed_pages, "epoch", (json_int_t)r->epoch);
-    const struct fvm_migrate_pieces *p = &r->pieces;
-    json_object_set_new(
-        more, "blackout_pieces",
-        json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "pause_ns", (json_int_t)p->pause_ns, "pages_ns",
-                  (json_int_t)p->pages_ns, "state_ns", (json_int_t)p->state_ns, "storage_ns", (json_int_t)p->storage_ns,
-                  "digest_ns", (json_int_t)p->digest_ns, "dest_proof_ns", (json_int_t)p->dest_proof_ns, "dest_take_ns",
-                  (json_int_t)p->dest_take_ns, "dest_storage_ns", (json_int_t)p->dest_storage_ns, "dest_run_ns",
-                  (json_int_t)p->dest_run_ns, "dest_start_ns", (json_int_t)p->dest_start_ns));
+    json_object_set_new(more, "throttled_ns", json_integer((json_int_t)r->throttled_ns));
+    json_object_set_new(more, "write_limit_bytes", json_integer((json_int_t)r->write_limit_bytes));
+    json_object_set_new(more, "blackout_pieces", pieces_json(&r->pieces));
     json_object_update(out, more);
     json_decref(more);
     return out;
@@ -396,6 +408,7 @@ static int read_limits(const json_t *request, struct fvm_source_options *o, stru
     o->rate_limit_bytes = (uint64_t)rate;
     o->dry_run = json_is_true(json_object_get(request, "dry_run"));
     o->verify_all = json_is_true(json_object_get(request, "verify_all"));
+    o->no_throttle = json_is_true(json_object_get(request, "no_throttle"));
     return 0;
 }
 
@@ -528,7 +541,8 @@ static int check_sent(const Fvm__VmConfig *sent, const Fvm__VmConfig *own, struc
         if (s->readonly != o->readonly)
             return fvm_err_set(err, FVM_EINVAL, 0, "migrate", "disk %zu is read-only on one side alone", i);
         if (s->cdrom != o->cdrom || strcmp(s->interface, o->interface) != 0)
-            return fvm_err_set(err, FVM_EINVAL, 0, "migrate", "disk %zu is attached in another way on the other side", i);
+            return fvm_err_set(err, FVM_EINVAL, 0, "migrate", "disk %zu is attached in another way on the other side",
+                               i);
     }
     for (size_t i = 0; i < sent->n_nets; i++)
         if (strcmp(sent->nets[i]->model, own->nets[i]->model) != 0)

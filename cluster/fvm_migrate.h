@@ -4,7 +4,7 @@
  *   {"cmd":"migrate-key"}                          -> {"public_key": K, "self": N, "record": R}, made at first use
  *   {"cmd":"incoming","self":N,"allow":K, RECORD}  -> {"address": A, "public_key": K}; only after fvm run --incoming
  *   {"cmd":"migrate","self":N,"to_name":N,"to_addr":A,"to_key":K, RECORD,
- *     "max_downtime_ms","deadline_ms","rate_limit_bytes": integers, "on_miss":"cancel|pause",
+ *     "max_downtime_ms","deadline_ms","rate_limit_bytes": integers, "on_miss":"cancel|pause", "no_throttle": true,
  *     "dry_run","verify_all": bool}                -> {"started":true}
  *   {"cmd":"migrate-status"}                       -> the last event, or {"phase":"none"}
  *   {"cmd":"migrate-cancel"}                       -> {"asked":true}

@@ -20,17 +20,30 @@
 #include <unistd.h>
 
 #include "cluster/fvm_migrate.h"
+#include "vmm/vm_config.h"
 #include "vmm/vm_unix.h"
 
 struct client {
     const char *control, *to, *on_miss;
     int max_downtime_ms, deadline_s;
-    bool json, dry_run, verify_all, tty;
+    uint64_t max_bandwidth;
+    bool json, dry_run, verify_all, no_throttle, tty;
     struct fvm_err err;
     json_t *done;
 };
 
-enum { O_CONTROL = 256, O_TO, O_MAX_DOWNTIME, O_DEADLINE, O_ON_MISS, O_DRY_RUN, O_VERIFY_ALL, O_JSON };
+enum {
+    O_CONTROL = 256,
+    O_TO,
+    O_MAX_DOWNTIME,
+    O_DEADLINE,
+    O_ON_MISS,
+    O_MAX_BANDWIDTH,
+    O_NO_THROTTLE,
+    O_DRY_RUN,
+    O_VERIFY_ALL,
+    O_JSON
+};
 
 static const struct argp_option options[] = {
     {"control", O_CONTROL, "unix:F", 0, "control socket of the VM that leaves (needed)", 0},
@@ -38,6 +51,9 @@ static const struct argp_option options[] = {
     {"max-downtime", O_MAX_DOWNTIME, "MS", 0, "how long the guest may stand still (default 300)", 0},
     {"deadline", O_DEADLINE, "SECONDS", 0, "how long it may take (default 600)", 0},
     {"on-miss", O_ON_MISS, "cancel|pause", 0, "when that cannot be kept (default cancel)", 0},
+    {"max-bandwidth", O_MAX_BANDWIDTH, "SIZE", 0, "send at most this much per second, as 100M, while the guest runs",
+     0},
+    {"no-throttle", O_NO_THROTTLE, 0, 0, "never slow down a guest that writes faster than pages can be sent", 0},
     {"dry-run", O_DRY_RUN, 0, 0, "ask the destination, move nothing", 0},
     {"verify-all", O_VERIFY_ALL, 0, 0, "hash all of RAM while the guest stands still, trusting no dirty log", 0},
     {"json", O_JSON, 0, 0, "print each event as a line of JSON", 0},
@@ -77,6 +93,11 @@ static error_t on_option(int key, char *arg, struct argp_state *state)
         return whole(c, "deadline", arg, &c->deadline_s) ? EINVAL : 0;
     case O_ON_MISS:
         c->on_miss = arg;
+        return 0;
+    case O_MAX_BANDWIDTH:
+        return fvm_config_parse_bytes(arg, &c->max_bandwidth, &c->err) ? EINVAL : 0;
+    case O_NO_THROTTLE:
+        c->no_throttle = true;
         return 0;
     case O_DRY_RUN:
         c->dry_run = true;
@@ -121,6 +142,18 @@ static void show_progress(const struct client *c, const json_t *e)
     fflush(stdout);
 }
 
+static void show_pieces(const json_t *pieces)
+{
+    size_t i;
+    const json_t *p;
+    if (json_array_size(pieces))
+        printf("  blackout:");
+    json_array_foreach(pieces, i, p) printf("%s %s %.2f", i ? "," : "", json_string_value(json_array_get(p, 0)),
+                                            (double)json_integer_value(json_array_get(p, 1)) / 1e6);
+    if (json_array_size(pieces))
+        puts(" ms");
+}
+
 static void show_done(const struct client *c, const json_t *e)
 {
     if (c->tty)
@@ -136,6 +169,10 @@ static void show_done(const struct client *c, const json_t *e)
     printf("  prepare %.1f ms, pre-copy %.1f ms, final %.1f ms, hand-over %.1f ms; predicted downtime %.1f ms\n",
            number(e, "prepare_ns") / 1e6, number(e, "precopy_ns") / 1e6, number(e, "final_ns") / 1e6,
            number(e, "handover_ns") / 1e6, number(e, "predicted_downtime_ns") / 1e6);
+    show_pieces(json_object_get(e, "blackout_pieces"));
+    if (number(e, "throttled_ns") > 0)
+        printf("  the guest was held to %.1f MiB/s of written pages, its writers waited for %.2f s in all\n",
+               number(e, "write_limit_bytes") / 1048576, number(e, "throttled_ns") / 1e9);
 }
 
 static volatile sig_atomic_t interrupted;
@@ -239,11 +276,13 @@ static int migrate(struct client *c)
                            word(from, "public_key"), "record", word(from, "record"), "owner", word(from, "self")))
            : NULL;
     if (ready) {
-        json_t *request = json_pack(
-            "{s:s, s:s, s:s, s:s, s:s, s:s, s:i, s:i, s:s, s:b, s:b}", "cmd", "migrate", "self", word(from, "self"),
-            "to_name", word(to, "self"), "to_addr", word(ready, "address"), "to_key", word(ready, "public_key"),
-            "record", word(from, "record"), "max_downtime_ms", c->max_downtime_ms, "deadline_ms", c->deadline_s * 1000,
-            "on_miss", c->on_miss, "dry_run", (int)c->dry_run, "verify_all", (int)c->verify_all);
+        json_t *request =
+            json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:i, s:i, s:s, s:I, s:b, s:b, s:b}", "cmd", "migrate", "self",
+                      word(from, "self"), "to_name", word(to, "self"), "to_addr", word(ready, "address"), "to_key",
+                      word(ready, "public_key"), "record", word(from, "record"), "max_downtime_ms", c->max_downtime_ms,
+                      "deadline_ms", c->deadline_s * 1000, "on_miss", c->on_miss, "rate_limit_bytes",
+                      (json_int_t)FVM_MIN(c->max_bandwidth, (uint64_t)INT64_MAX), "no_throttle", (int)c->no_throttle,
+                      "dry_run", (int)c->dry_run, "verify_all", (int)c->verify_all);
         watch(c, request);
         json_decref(request);
     }

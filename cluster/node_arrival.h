@@ -26,7 +26,7 @@ struct fvm_node_move {
     char on_miss[16];
     uint64_t rate_limit_bytes;
     uint32_t max_downtime_ms, deadline_ms;
-    bool dry_run, started, cancelled;
+    bool dry_run, no_throttle, started, cancelled;
     bool drop_there; /* the destination made ready and must be told when it comes to nothing */
 };
 

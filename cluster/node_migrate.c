@@ -106,6 +106,31 @@ static void fill_progress(Fvm__MigrateProgress *p, json_t *e)
     p->digest_repairs = number(e, "digest_repairs");
     p->corrupt_batches = number(e, "corrupt_batches");
     p->verified = json_is_true(json_object_get(e, "verified"));
+    p->throttled_ns = number(e, "throttled_ns");
+    p->write_limit_bytes = number(e, "write_limit_bytes");
+}
+
+enum { PIECES_MAX = 16 };
+
+/* pieces, list: PIECES_MAX each; they borrow from the event. */
+static void fill_pieces(Fvm__MigrateProgress *p, json_t *e, Fvm__MigrateProgress__Piece *pieces,
+                        Fvm__MigrateProgress__Piece **list)
+{
+    size_t i;
+    json_t *one, *all = json_object_get(e, "blackout_pieces");
+    p->pieces = list;
+    json_array_foreach(all, i, one)
+    {
+        const char *name = json_string_value(json_array_get(one, 0));
+        json_int_t ns = json_integer_value(json_array_get(one, 1));
+        if (i >= PIECES_MAX || !name || ns < 0)
+            break;
+        fvm__migrate_progress__piece__init(&pieces[i]);
+        pieces[i].name = (char *)(uintptr_t)name;
+        pieces[i].ns = (uint64_t)ns;
+        list[i] = &pieces[i];
+        p->n_pieces = i + 1;
+    }
 }
 
 static void move_done(struct fvm_node_vm *vm, json_t *event)
@@ -131,8 +156,10 @@ static void move_done(struct fvm_node_vm *vm, json_t *event)
     struct fvm_node_call *call = m->call;
     Fvm__MigrateProgress p = FVM__MIGRATE_PROGRESS__INIT;
     Fvm__Reply reply = FVM__REPLY__INIT;
+    Fvm__MigrateProgress__Piece pieces[PIECES_MAX], *list[PIECES_MAX];
     char text[300];
     fill_progress(&p, event);
+    fill_pieces(&p, event, pieces, list);
     p.phase = (char *)"done";
     p.owner = moved ? m->to : vm->node->name;
     p.finished = true;
@@ -215,14 +242,15 @@ static void on_ready(void *ctx, const Fvm__Reply *reply, const struct fvm_err *e
         fvm_err_set(&why, FVM_ECANCELLED, 0, "cluster", "cancelled before anything was sent");
     char journal[4200];
     fvm_node_vm_path(vm, "journal", journal, sizeof(journal));
-    json_t *request = why.code ? NULL
-                               : json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:s, s:b, s:I}", "cmd",
-                                           "migrate", "journal", journal, "self", vm->node->name, "to_name", m->to,
-                                           "to_addr", reply->ready->address, "to_key", reply->ready->public_key,
-                                           "store", fvm_store_url(vm->node->store), "vm", vm->name, "max_downtime_ms",
-                                           (json_int_t)m->max_downtime_ms, "deadline_ms", (json_int_t)m->deadline_ms,
-                                           "on_miss", m->on_miss, "dry_run", (int)m->dry_run, "rate_limit_bytes",
-                                           (json_int_t)FVM_MIN(m->rate_limit_bytes, (uint64_t)INT64_MAX));
+    json_t *request =
+        why.code
+            ? NULL
+            : json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:s, s:b, s:b, s:I}", "cmd", "migrate",
+                        "journal", journal, "self", vm->node->name, "to_name", m->to, "to_addr", reply->ready->address,
+                        "to_key", reply->ready->public_key, "store", fvm_store_url(vm->node->store), "vm", vm->name,
+                        "max_downtime_ms", (json_int_t)m->max_downtime_ms, "deadline_ms", (json_int_t)m->deadline_ms,
+                        "on_miss", m->on_miss, "dry_run", (int)m->dry_run, "no_throttle", (int)m->no_throttle,
+                        "rate_limit_bytes", (json_int_t)FVM_MIN(m->rate_limit_bytes, (uint64_t)INT64_MAX));
     if (!why.code && (!vm->control || fvm_node_control_call(vm->control, request, READY_MS, on_migrate_reply, vm)))
         fvm_err_set(&why, FVM_ECLOSED, 0, "cluster", "VM %s: its control socket does not answer", vm->name);
     if (why.code)
@@ -321,6 +349,7 @@ void fvm_node_migrate_start(struct fvm_node_call *call, struct fvm_node_vm *vm, 
                                     .max_downtime_ms = r->max_downtime_ms,
                                     .deadline_ms = r->deadline_ms,
                                     .dry_run = r->dry_run,
+                                    .no_throttle = r->no_throttle,
                                     .rate_limit_bytes = r->rate_limit_bytes};
         snprintf(m->to, sizeof(m->to), "%s", r->to);
         snprintf(m->on_miss, sizeof(m->on_miss), "%s", r->on_miss[0] ? r->on_miss : "cancel");

@@ -5,9 +5,16 @@
  */
 #include "migrate/converge.h"
 
+#include <stdio.h>
+
 #define ALPHA 0.5          /* weight of the newest round: the guest's phases are short */
 #define FIXED_START_NS 4e6 /* measured, with both record swaps synced to a disk */
-#define ROUND_LIMIT 60
+#define ROUND_LIMIT 60     /* for shortening a blackout that is short enough */
+#define STALLS 3           /* rounds without much gain before the writers are held back */
+#define LIMIT_FIRST 0.7    /* of what can be sent: the next round is that much shorter */
+#define LIMIT_STEP 0.7
+#define LIMIT_LEAST (1 << 20)
+#define SAY_NS 5000000000ull
 
 void fvm_converge_init(struct fvm_converge *c, uint64_t max_downtime_ns, uint64_t deadline_ns, enum fvm_on_miss on_miss)
 {
@@ -45,15 +52,30 @@ enum fvm_converge_next fvm_converge_round(struct fvm_converge *c, uint64_t sent_
         bool good_enough = (double)c->predicted_ns <= 1.2 * c->fixed_ns;
         return good_enough || !shrinking || late ? FVM_CONVERGE_FINAL : FVM_CONVERGE_ROUND;
     }
-    if (!late)
+    if (c->may_throttle && c->stalls >= STALLS) {
+        double most = c->bandwidth / (compression > 0 ? compression : 1.0) * LIMIT_FIRST;
+        double limit = c->write_limit ? FVM_MIN((double)c->write_limit * LIMIT_STEP, most) : most;
+        c->write_limit = (uint64_t)FVM_MAX(FVM_MIN(limit, 1e15), LIMIT_LEAST);
+        c->stalls = STALLS - 2; /* each step gets two rounds to show what it does */
+    }
+    if (!c->deadline_ns || elapsed_ns < c->deadline_ns)
         return FVM_CONVERGE_ROUND;
     return c->on_miss == FVM_ON_MISS_PAUSE ? FVM_CONVERGE_FINAL : FVM_CONVERGE_MISS;
 }
 
-bool fvm_converge_stalling(struct fvm_converge *c)
+const char *fvm_converge_says(struct fvm_converge *c, uint64_t elapsed_ns, char *buf, size_t size)
 {
-    if (c->warned || c->stalls < 3 || c->predicted_ns <= c->max_downtime_ns)
-        return false;
-    c->warned = true;
-    return true;
+    bool stalled = c->stalls >= STALLS || c->write_limit;
+    if (!stalled || c->predicted_ns <= c->max_downtime_ns || (c->told_ns && elapsed_ns - c->told_ns < SAY_NS))
+        return NULL;
+    c->told_ns = elapsed_ns;
+    int n = snprintf(
+        buf, size,
+        "does not converge: the guest writes %.0f MiB/s, pages leave at %.0f MiB/s; now it would stand still for "
+        "%.0f ms, allowed are %.0f",
+        c->dirty_rate / 1048576, c->bandwidth / 1048576, (double)c->predicted_ns / 1e6,
+        (double)c->max_downtime_ns / 1e6);
+    if (n > 0 && (size_t)n < size && c->write_limit)
+        snprintf(buf + n, size - (size_t)n, "; it is held to %.1f MiB/s", (double)c->write_limit / 1048576);
+    return buf;
 }

@@ -4,7 +4,8 @@
  *   predicted downtime = bytes that would be left / bandwidth + fixed cost (save state, digest, two swaps)
  *
  * Goes to the final phase when the prediction keeps the contract and further rounds no longer buy much; says early when
- * it will not converge; at the deadline or round limit does what `on_miss` says.
+ * it will not converge, has the guest's writers held back, step by step, if that is allowed; at the deadline does what
+ * `on_miss` says.
  */
 #ifndef FVM_MIGRATE_CONVERGE_H
 #define FVM_MIGRATE_CONVERGE_H
@@ -21,7 +22,9 @@ struct fvm_converge {
     double bandwidth, dirty_rate, fixed_ns; /* bytes/s, bytes/s, ns: EWMA */
     uint64_t predicted_ns, last_predicted_ns;
     uint32_t rounds, stalls;
-    bool warned;
+    bool may_throttle;
+    uint64_t write_limit; /* bytes of RAM per second that the guest may dirty from now on; 0: no limit */
+    uint64_t told_ns;
 };
 
 enum fvm_converge_next { FVM_CONVERGE_ROUND, FVM_CONVERGE_FINAL, FVM_CONVERGE_MISS };
@@ -35,7 +38,10 @@ void fvm_converge_init(struct fvm_converge *c, uint64_t max_downtime_ns, uint64_
 enum fvm_converge_next fvm_converge_round(struct fvm_converge *c, uint64_t sent_bytes, uint64_t dirtied_bytes,
                                           uint64_t pending_bytes, double compression, uint64_t round_ns,
                                           uint64_t elapsed_ns);
-/** True once, when rounds stopped helping: time to tell somebody. */
-bool fvm_converge_stalling(struct fvm_converge *c);
+/**
+ * When rounds have stopped helping and the contract is not kept: why, and what is done about it, in one line; at first
+ * soon, then every few seconds. NULL: nothing to say.
+ */
+const char *fvm_converge_says(struct fvm_converge *c, uint64_t elapsed_ns, char *buf, size_t size);
 
 #endif

@@ -24,6 +24,9 @@ struct fvm_machine_ops {
     int (*pause)(void *ctx);
     int (*save)(void *ctx, Fvm__CpusState **ret_cpus, Fvm__DevicesState **ret_devices);
     int (*storage_deactivate)(void *ctx);
+    /* The guest shall not dirty more than so many pages a second; 0: no limit any more when it returns. Returns how
+     * long its writers were kept so far, in ns. NULL: cannot. */
+    uint64_t (*throttle)(void *ctx, uint64_t pages_per_s);
     /* destination */
     int (*create)(void *ctx, const Fvm__VmConfig *config, struct fvm_err *err); /* inactive, CREATED */
     void (*discard)(void *ctx);                                                 /* what create made */

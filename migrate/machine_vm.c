@@ -10,10 +10,12 @@
 
 #include "migrate/migrate.h"
 #include "vmm/vm.h"
+#include "vmm/vm_throttle.h"
 
 struct fvm_vm_machine {
     struct fvm_vm_machine_options opt;
     struct fvm_vm *vm;
+    struct fvm_throttle *throttle; /* made when first asked for */
 };
 
 struct call { /* on the caller's stack; he waits */
@@ -86,6 +88,15 @@ static int vm_save(void *ctx, Fvm__CpusState **ret_cpus, Fvm__DevicesState **ret
     return rc;
 }
 
+static uint64_t vm_throttle(void *ctx, uint64_t pages_per_s)
+{
+    struct fvm_vm_machine *m = ctx;
+    if (!m->throttle && (!pages_per_s || fvm_throttle_create(m->vm, &m->throttle) != 0))
+        return 0;
+    fvm_throttle_set(m->throttle, pages_per_s);
+    return fvm_throttle_kept_ns(m->throttle);
+}
+
 static int vm_storage_deactivate(void *ctx) { return fvm_vm_storage_deactivate(((struct fvm_vm_machine *)ctx)->vm); }
 
 static int vm_storage_activate(void *ctx, uint64_t epoch, struct fvm_err *err)
@@ -144,6 +155,7 @@ static const struct fvm_machine_ops vm_ops = {
     .pause = vm_pause,
     .save = vm_save,
     .storage_deactivate = vm_storage_deactivate,
+    .throttle = vm_throttle,
     .create = vm_create,
     .discard = vm_discard,
     .check = vm_check,
@@ -165,6 +177,8 @@ int fvm_vm_machine_create(const struct fvm_vm_machine_options *opt, struct fvm_v
 
 void fvm_vm_machine_destroy(struct fvm_vm_machine **machine_p)
 {
+    if (*machine_p)
+        fvm_throttle_destroy(&(*machine_p)->throttle);
     free(*machine_p);
     *machine_p = NULL;
 }

@@ -36,6 +36,7 @@ struct fvm_migrate_progress {
     uint32_t round;
     uint64_t memory_bytes, remaining_bytes, sent_bytes, rate_bytes, dirty_rate_bytes, predicted_downtime_ns, elapsed_ns;
     uint64_t pages_resent;
+    uint64_t write_limit_bytes;      /* per second: the guest is held to that; 0: is not */
     char owner[FVM_HO_NAME_MAX + 1]; /* as last read from the record */
     char text[200];                  /* a remark, mostly empty */
 };
@@ -64,6 +65,8 @@ struct fvm_migrate_report {
     uint64_t memory_bytes, sent_bytes, data_pages, zero_pages, pages_resent, corrupt_batches, digest_repairs;
     uint64_t blackout_pages, blackout_hashed_pages;
     struct fvm_migrate_pieces pieces;
+    uint64_t throttled_ns; /* writing vCPUs were kept for so long, before the blackout */
+    uint64_t write_limit_bytes;
     uint64_t epoch; /* the record's, in the end */
 };
 
@@ -93,8 +96,9 @@ struct fvm_source_options {
     uint64_t max_downtime_ns;   /* 0: 300 ms */
     uint64_t deadline_ns;       /* 0: 10 min */
     enum fvm_on_miss on_miss;
-    uint64_t rate_limit_bytes;    /* per second; 0: none */
+    uint64_t rate_limit_bytes;    /* per second, not while the guest stands still; 0: none */
     bool dry_run, verify_all;     /* verify_all: hash all of RAM in the blackout, trusting no cache */
+    bool no_throttle;             /* never slow the guest's writers down */
     int compress;                 /* 0 auto (not on this machine's own addresses), 1 always try, -1 never */
     struct fvm_memory **memory_p; /* kept between attempts; NULL: not kept */
     struct fvm_migrate_faults faults;

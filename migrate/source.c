@@ -160,13 +160,14 @@ static int precopy(struct fvm_source *s, struct fvm_err *err)
         double ratio = pages ? (double)sent / ((double)pages * (double)FVM_PAGE_SIZE) : 1.0;
         enum fvm_converge_next next = fvm_converge_round(&s->converge, sent, pending, pending, FVM_MIN(ratio, 1.05),
                                                          now - s->round_start_ns, now - s->start_ns);
-        source_report_progress(
-            s, true, fvm_converge_stalling(&s->converge) ? "the guest writes faster than pages can be sent" : NULL);
+        char text[200];
+        source_throttle(s, s->converge.write_limit);
+        source_report_progress(s, true, fvm_converge_says(&s->converge, now - s->start_ns, text, sizeof(text)));
         if (next == FVM_CONVERGE_MISS)
             return fvm_err_set(
                 err, FVM_ETIMEOUT, 0, "migrate",
-                "does not converge: predicted downtime %llu ms after %u rounds, allowed %llu ms; allow more downtime, "
-                "or use on-miss pause",
+                "does not converge: predicted downtime %llu ms after %u rounds, allowed %llu ms; allow more downtime "
+                "or bandwidth, or use on-miss pause",
                 (unsigned long long)(s->converge.predicted_ns / 1000000), s->report.rounds,
                 (unsigned long long)(s->converge.max_downtime_ns / 1000000));
         if (next == FVM_CONVERGE_FINAL)
@@ -195,7 +196,7 @@ static int attempt(struct fvm_source *s, struct fvm_err *err)
     fvm_stream_tx_init(&s->tx, s->memory, s->codec);
     s->tx_open = true;
     s->probe_wait_ns = SOURCE_PROBE_MS * 1000000ull;
-    s->round_start_ns = s->pages_start_ns = s->ack_ns = fvm_now_ns();
+    s->round_start_ns = s->ack_ns = fvm_now_ns();
     rc = precopy(s, err);
     return rc ? rc : source_final(s, err);
 }
@@ -241,6 +242,7 @@ static void *source_main(void *arg)
     s->report.memory_bytes = ram->low_bytes + ram->high_bytes;
     s->report.outcome = FVM_MIGRATE_STAYED;
     fvm_converge_init(&s->converge, s->opt.max_downtime_ns, s->opt.deadline_ns, s->opt.on_miss);
+    s->converge.may_throttle = vm->ops->throttle && !s->opt.no_throttle;
     s->compress = s->opt.compress > 0 || (s->opt.compress == 0 && !this_machine(s->opt.to_addr));
     source_report_progress(s, true, NULL);
     int rc = 0;
@@ -253,6 +255,7 @@ static void *source_main(void *arg)
     if (!rc)
         rc = fvm_codec_create(&s->codec);
     rc = rc ? fvm_err_set(&err, rc, 0, "migrate", "not enough memory for the migration's books") : attempt(s, &err);
+    source_throttle(s, 0);
     if (rc && s->control)
         fvm_wire_stop(s->control, NULL, &err);
     if (s->begun)

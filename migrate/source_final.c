@@ -228,6 +228,7 @@ int source_final(struct fvm_source *s, struct fvm_err *err)
     const struct fvm_machine *vm = source_vm(s);
     source_phase(s, FVM_MIGRATE_FINAL);
     s->was_running = vm->ops->running(vm->ctx);
+    source_throttle(s, 0);
     s->paused_ns = s->piece_ns = fvm_now_ns();
     int rc = s->was_running ? vm->ops->pause(vm->ctx) : 0;
     if (rc)

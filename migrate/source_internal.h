@@ -51,7 +51,8 @@ struct fvm_source {
     bool begun, paused, was_running, storage_off, committed; /* committed: cancel is no longer heard */
     bool compress;
 
-    uint64_t heard_ns, down_ns, session, ack_ns, probe_ns, probe_wait_ns, round_sent, round_start_ns, pages_start_ns;
+    uint64_t rate_ns, rate_bytes; /* of the bandwidth limit: when what was sent so far is paid for */
+    uint64_t heard_ns, down_ns, session, ack_ns, probe_ns, probe_wait_ns, round_sent, round_start_ns;
     uint64_t batches;           /* sent, for faults */
     Fvm__MigrateMessage *reply; /* the last that is an answer; owned */
     uint64_t running_ns;        /* when the destination said so */
@@ -68,6 +69,7 @@ int source_await(struct fvm_source *s, Fvm__MigrateMessage__WhatCase kind, uint6
 int source_send_pages(struct fvm_source *s, uint32_t epoch, bool settle, struct fvm_err *err);
 void source_report_progress(struct fvm_source *s, bool now, const char *text);
 void source_phase(struct fvm_source *s, enum fvm_migrate_phase phase);
+void source_throttle(struct fvm_source *s, uint64_t bytes_per_s);
 
 /* source_final.c */
 int source_final(struct fvm_source *s, struct fvm_err *err);

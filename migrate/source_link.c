@@ -16,6 +16,8 @@
 #include "base/log.h"
 #include "migrate/source_internal.h"
 
+#define RATE_BUCKET_NS 20000000ull
+
 static void free_buf(void *data, void *hint)
 {
     (void)hint;
@@ -66,6 +68,19 @@ void source_phase(struct fvm_source *s, enum fvm_migrate_phase phase)
     s->phase_ns = now;
     s->progress.phase = phase;
     source_report_progress(s, true, NULL);
+}
+
+void source_throttle(struct fvm_source *s, uint64_t bytes_per_s)
+{
+    const struct fvm_machine *vm = source_vm(s);
+    if (bytes_per_s == s->progress.write_limit_bytes && !bytes_per_s)
+        return;
+    if (bytes_per_s != s->progress.write_limit_bytes)
+        fvm_log(INFO, "migrate.throttle", "bytes_per_s=%llu", (unsigned long long)bytes_per_s);
+    s->progress.write_limit_bytes = bytes_per_s;
+    s->report.throttled_ns = vm->ops->throttle(vm->ctx, bytes_per_s >> FVM_PAGE_SHIFT);
+    if (bytes_per_s)
+        s->report.write_limit_bytes = bytes_per_s; /* they only fall */
 }
 
 /* ---- connecting ---- */
@@ -286,12 +301,16 @@ static int send_batch(struct fvm_source *s, struct fvm_sealed *sealed)
     return rc == FVM_EBUSY || rc == FVM_ECLOSED ? 0 : rc; /* as lost as on the wire: probes find it */
 }
 
+/* A bucket of RATE_BUCKET_NS: what was not used before that is lost, so a pause makes no burst. */
 static bool over_rate(struct fvm_source *s)
 {
     if (!s->opt.rate_limit_bytes || s->paused)
         return false;
-    double seconds = (double)(fvm_now_ns() - s->pages_start_ns) / 1e9;
-    return (double)s->tx.bytes_sent > (double)s->opt.rate_limit_bytes * seconds;
+    uint64_t now = fvm_now_ns(), spent = s->tx.bytes_sent - s->rate_bytes;
+    s->rate_ns = FVM_MAX(s->rate_ns, now - FVM_MIN(now, RATE_BUCKET_NS));
+    s->rate_ns += (uint64_t)((double)spent * 1e9 / (double)s->opt.rate_limit_bytes);
+    s->rate_bytes = s->tx.bytes_sent;
+    return s->rate_ns > now;
 }
 
 int source_send_pages(struct fvm_source *s, uint32_t epoch, bool settle, struct fvm_err *err)

@@ -21,6 +21,8 @@
 #include "vmm/devices/ahci.h"
 #include "vmm/devices/debug_exit.h"
 #include "vmm/devices/e1000.h"
+#include "vmm/devices/fw_cfg.h"
+#include "vmm/devices/hpet.h"
 #include "vmm/devices/i8042.h"
 #include "vmm/devices/i8254.h"
 #include "vmm/devices/i8259.h"
@@ -43,8 +45,10 @@ struct fvm_board_pc {
     const struct fvm_board_pc_config *config; /* during create only */
     struct fvm_device *devices[DEVICES_MAX];
     unsigned count;
-    struct fvm_device *lapic, *i8259, *serial, *pci, *console, *i8042, *vga, *acpi_pm;
+    struct fvm_device *lapic, *i8259, *i8254, *rtc, *serial, *pci, *console, *i8042, *vga, *acpi_pm;
     uint8_t next_slot;
+    struct fvm_device *fw_cfg;
+    char disk_path[FVM_BOARD_DISKS_MAX][64], net_path[FVM_BOARD_NETS_MAX][64];
 };
 
 /* ---- the chips ---- */
@@ -71,14 +75,35 @@ static int create_i8259(struct fvm_board_pc *pc, struct fvm_device **ret)
     return r;
 }
 
+static void hpet_legacy(void *ctx, bool on)
+{
+    struct fvm_board_pc *pc = ctx;
+
+    if (pc->i8254) /* it is made after the HPET, so that a restore finds it muted in time */
+        fvm_i8254_mute(pc->i8254, on);
+    if (pc->rtc)
+        fvm_mc146818_mute(pc->rtc, on);
+}
+
+static int create_hpet(struct fvm_board_pc *pc, struct fvm_device **ret)
+{
+    return fvm_hpet_create(pc->board, hpet_legacy, pc, ret);
+}
+
 static int create_i8254(struct fvm_board_pc *pc, struct fvm_device **ret)
 {
-    return fvm_i8254_create(pc->board, LINE_TIMER, ret);
+    int r = fvm_i8254_create(pc->board, LINE_TIMER, ret);
+
+    pc->i8254 = *ret;
+    return r;
 }
 
 static int create_mc146818(struct fvm_board_pc *pc, struct fvm_device **ret)
 {
-    return fvm_mc146818_create(pc->board, LINE_RTC, ret);
+    int r = fvm_mc146818_create(pc->board, LINE_RTC, ret);
+
+    pc->rtc = *ret;
+    return r;
 }
 
 static int create_serial(struct fvm_board_pc *pc, struct fvm_device **ret)
@@ -118,6 +143,14 @@ static int create_acpi_pm(struct fvm_board_pc *pc, struct fvm_device **ret)
     return r;
 }
 
+static int create_fw_cfg(struct fvm_board_pc *pc, struct fvm_device **ret)
+{
+    int r = fvm_fw_cfg_create(pc->board, ret);
+
+    pc->fw_cfg = *ret;
+    return r;
+}
+
 static int create_piix3(struct fvm_board_pc *pc, struct fvm_device **ret)
 {
     return fvm_piix3_create(pc->board, fvm_pci_host_of(pc->pci), SLOT_SOUTH, pc->acpi_pm, ret);
@@ -141,6 +174,8 @@ static int create_piix_ide(struct fvm_board_pc *pc, struct fvm_device **ret)
                 k++;
             fvm_assert(k < FVM_IDE_DRIVES); /* vm_config_machine.c counts them */
             drives[order[pass][k]] = (struct fvm_ide_drive){.disk = d->disk, .cdrom = d->cdrom, .serial = d->serial};
+            snprintf(pc->disk_path[i], sizeof(pc->disk_path[i]), "/pci@i0cf8/ide@%x,1/drive@%x/disk@%x", SLOT_SOUTH,
+                     order[pass][k] / 2, order[pass][k] % 2);
         }
     }
     return fvm_piix_ide_create(pc->board, fvm_pci_host_of(pc->pci), SLOT_SOUTH, drives, ret);
@@ -156,6 +191,7 @@ static const struct {
     {"lapic", false, create_lapic},           /*    fee00000, MSRs 800..8ff   to the processors */
     {"ioapic", false, create_ioapic},         /*    fec00000                  lines 0..23 */
     {"i8259", false, create_i8259},           /*    20, a0, 4d0               lines 1..15, LINT0 */
+    {"hpet", true, create_hpet},              /*    fed00000                  lines 20..23, or 2 and 8 for the next two */
     {"i8254", false, create_i8254},           /*    40..43, 61                line 2 (ISA IRQ 0) */
     {"mc146818", false, create_mc146818},     /*    70, 71                    line 8 */
     {"ns16550a", false, create_serial},       /*    3f8                       line 4 */
@@ -165,6 +201,7 @@ static const struct {
     {"acpi_pm", false, create_acpi_pm},       /*    600..63f, cf9             line 9 (SCI) */
     {"piix3", true, create_piix3},            /*    slot 1.0, 1.3             routes PCI's links */
     {"piix_ide", true, create_piix_ide},      /*    slot 1.1; 1f0, 170        lines 14, 15 */
+    {"fw_cfg", true, create_fw_cfg},          /*    510..51b                  none */
 };
 
 /* ---- controllers and cards ---- */
@@ -191,6 +228,7 @@ static int add_ahci(struct fvm_board_pc *pc, struct fvm_err *err)
         if (d->interface != FVM_BOARD_AHCI)
             continue;
         fvm_assert(n < FVM_AHCI_PORTS); /* vm_config_machine.c counts them */
+        snprintf(pc->disk_path[i], sizeof(pc->disk_path[i]), "/pci@i0cf8/pci8086,2922@%x/drive@%x/disk@0", pc->next_slot, n);
         drives[n++] = (struct fvm_ahci_drive){.disk = d->disk, .cdrom = d->cdrom, .serial = d->serial};
     }
     if (!n)
@@ -211,11 +249,15 @@ static int add_virtio(struct fvm_board_pc *pc, struct fvm_err *err)
     for (unsigned i = 0; !r && i < c->disk_count; i++) {
         if (c->disks[i].interface != FVM_BOARD_VIRTIO)
             continue;
+        snprintf(pc->disk_path[i], sizeof(pc->disk_path[i]), "/pci@i0cf8/scsi@%x/disk@0,0", pc->next_slot);
         snprintf(name, sizeof(name), "virtio-blk%u", i);
         r = fvm_virtio_blk_create(pc->board, host, pc->next_slot++, name, c->disks[i].disk, c->disks[i].serial, &dev);
         r = add(pc, r, dev, name, err);
     }
     for (unsigned i = 0; !r && i < c->net_count; i++) {
+        snprintf(pc->net_path[i], sizeof(pc->net_path[i]), "/pci@i0cf8/ethernet@%x/ethernet-phy@0", pc->next_slot);
+        if (c->nets[i].rom)
+            fvm_pci_host_set_rom(host, pc->next_slot, c->nets[i].rom, c->nets[i].rom_bytes);
         if (c->nets[i].e1000) {
             snprintf(name, sizeof(name), "e1000-%u", i);
             r = fvm_e1000_create(pc->board, host, pc->next_slot++, name, c->nets[i].net, c->nets[i].mac, &dev);
@@ -330,6 +372,23 @@ void fvm_board_pc_resume(struct fvm_board_pc *pc)
     for (unsigned i = 0; i < pc->count; i++)
         if (pc->devices[i]->ops->resume)
             pc->devices[i]->ops->resume(pc->devices[i]);
+}
+
+struct fvm_device *fvm_board_pc_fw_cfg(const struct fvm_board_pc *pc)
+{
+    return pc->fw_cfg;
+}
+
+const char *fvm_board_pc_disk_path(const struct fvm_board_pc *pc, unsigned index)
+{
+    fvm_assert(index < FVM_BOARD_DISKS_MAX);
+    return pc->disk_path[index];
+}
+
+const char *fvm_board_pc_net_path(const struct fvm_board_pc *pc, unsigned index)
+{
+    fvm_assert(index < FVM_BOARD_NETS_MAX);
+    return pc->net_path[index];
 }
 
 unsigned fvm_board_pc_device_count(const struct fvm_board_pc *pc)

@@ -28,6 +28,8 @@ struct fvm_board_pc_net {
     struct fvm_net *net;   /* borrowed: the vm opens, activates and closes it */
     uint8_t mac[6];
     bool e1000;            /* an 82540EM; else virtio */
+    const uint8_t *rom;    /* its boot code, borrowed; may be NULL */
+    uint32_t rom_bytes;
 };
 struct fvm_board_pc_config {
     bool full; /* the PC's south bridge and what hangs on it; else virtio is all there is on PCI */
@@ -50,6 +52,11 @@ struct fvm_board_pc_config {
 int fvm_board_pc_create(struct fvm_board *board, const struct fvm_board_pc_config *config, struct fvm_board_pc **ret_pc,
                         struct fvm_err *err);
 void fvm_board_pc_destroy(struct fvm_board_pc **pc_p);
+/** The full PC's configuration interface for firmware (fw_cfg.h); NULL on the other machine. */
+struct fvm_device *fvm_board_pc_fw_cfg(const struct fvm_board_pc *pc);
+/** What SeaBIOS calls the index'th disk or network card of the configuration in its boot order; never NULL. */
+const char *fvm_board_pc_disk_path(const struct fvm_board_pc *pc, unsigned index);
+const char *fvm_board_pc_net_path(const struct fvm_board_pc *pc, unsigned index);
 /** All chips to power-on state, then PCI BARs assigned as a BIOS leaves them. */
 void fvm_board_pc_reset(struct fvm_board_pc *pc);
 void fvm_board_pc_quiesce(struct fvm_board_pc *pc);

@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "vmm/firmware/boot.h"
+#include "vmm/vm_firmware.h"
 #include "vmm/vm_internal.h"
 
 static const char room[] = "vm";
@@ -276,14 +277,19 @@ static int make_board(struct fvm_vm *vm, struct fvm_err *err)
                                               .interface = disk_interface(config->disks[i]),
                                               .cdrom = config->disks[i]->cdrom};
     }
+    fvm_vm_open_net_roms(vm);
     for (unsigned i = 0; i < vm->net_count; i++) {
         nets[i].net = vm->nets[i];
         memcpy(nets[i].mac, vm->macs[i], 6);
         nets[i].e1000 = vm->e1000[i];
+        nets[i].rom = vm->net_rom[vm->e1000[i]].bytes;
+        nets[i].rom_bytes = vm->net_rom[vm->e1000[i]].len;
     }
     int r = make_firmware(vm, err);
     if (!r)
         r = fvm_board_pc_create(&vm->board, &pc, &vm->pc, err);
+    if (!r)
+        r = fvm_vm_fill_fw_cfg(vm, err);
     if (!r) { /* power-on state: a destination checks and restores without ever booting */
         fvm_bus_lock(vm->bus);
         fvm_board_pc_reset(vm->pc);
@@ -385,6 +391,7 @@ void fvm_vm_destroy(struct fvm_vm **vm_p)
         fvm_vcpu_stop_thread(vm->vcpus[i]);
     if (vm->pc)
         fvm_board_pc_destroy(&vm->pc);
+    fvm_vm_close_net_roms(vm);
     if (vm->vga_rom.path)
         fvm_boot_image_close(&vm->vga_rom);
     fvm_firmware_close(&vm->firmware);

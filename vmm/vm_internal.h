@@ -42,6 +42,10 @@ struct fvm_vm { /* owner: the loop's thread; other threads hold op_lock */
     struct fvm_net *nets[FVM_CONFIG_NETS_MAX];
     uint8_t macs[FVM_CONFIG_NETS_MAX][6];
     bool e1000[FVM_CONFIG_NETS_MAX];
+    struct fvm_vm_rom {
+        uint8_t *bytes; /* malloc'd; NULL: none */
+        uint32_t len;
+    } net_rom[2];       /* virtio, e1000 */
     unsigned net_count;
     struct fvm_boot_image vga_rom; /* open: path not NULL */
     struct fvm_board board;

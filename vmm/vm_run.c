@@ -13,6 +13,7 @@
 #include "vmm/devices/acpi_pm.h"
 #include "vmm/devices/pci.h"
 #include "vmm/firmware/boot.h"
+#include "vmm/vm_firmware.h"
 #include "vmm/vm_internal.h"
 
 static const char room[] = "vm";
@@ -222,13 +223,13 @@ static void apply_boot_state(struct fvm_vcpu *v, const struct fvm_boot_state *b)
 static int boot_locked(struct fvm_vm *vm, struct fvm_err *err)
 {
     const Fvm__VmConfig *config = vm->config;
+    const struct fvm_acpi_config acpi = fvm_vm_acpi_config(vm);
+    const struct fvm_smbios_config smbios = fvm_vm_smbios_config(vm);
     const struct fvm_boot_options options = {.kernel = config->kernel,
                                              .initrd = config->initrd[0] ? config->initrd : NULL,
                                              .append = config->append,
-                                             .cpu_count = vm->vcpu_count,
-                                             .pci_mmio64_base = fvm_pci_mmio64_base(vm->ram),
-                                             .pci_mmio64_bytes = FVM_PCI_MMIO64_BYTES,
-                                             .vga = fvm_board_pc_vga(vm->pc) != NULL};
+                                             .acpi = &acpi,
+                                             .smbios = &smbios};
     struct fvm_boot_state start;
     fvm_bus_lock(vm->bus);
     fvm_board_pc_reset(vm->pc);

@@ -32,7 +32,7 @@ _fvm_cluster() {
         "vm create") options+=" --kernel --firmware --initrd --append --memory --cpus --cpu --machine --boot --disk --cdrom --net --no-rng --on-reset" ;;
         "vm stop") options+=" --timeout" ;;
         "vm console") options+=" --no-history" ;;
-        "vm migrate") options+=" --max-downtime --deadline --on-miss --rate-limit --dry-run" ;;
+        "vm migrate") options+=" --max-downtime --deadline --on-miss --max-bandwidth --no-throttle --dry-run" ;;
         esac
         mapfile -t COMPREPLY < <(compgen -W "$options" -- "$cur")
         return

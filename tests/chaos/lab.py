@@ -23,9 +23,10 @@ class LabError(Exception):
     pass
 
 
-def run(*argv, timeout=60, check=True, env=None, stdin=None):
+def run(*argv, timeout=60, check=True, env=None, cwd=None):
     """Standard output; with check=False also of a command that failed."""
-    p = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout, env=env, input=stdin, text=True)
+    p = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout, env=env, cwd=cwd, stdin=subprocess.DEVNULL,
+                       text=True)
     if check and p.returncode:
         raise LabError("%s: status %d: %s" % (" ".join(argv)[:200], p.returncode, p.stdout[-500:].strip()))
     return p.stdout
@@ -70,11 +71,14 @@ class Lab:
         return self.tag + "-" + host
 
     def podman(self, *argv, timeout=60, check=True):
-        return run("podman", *argv, timeout=timeout, check=check, env=self.env)
+        return run("podman", *argv, timeout=timeout, check=check, env=self.env, cwd=self.dir)  # it leaves files where it stands
 
     # ---- hosts ----
 
     def up(self):
+        for h in HOSTS:  # each state directory is a disk of its own: it can be full
+            os.makedirs(self.path("state", h))
+            run("mount", "-t", "tmpfs", "-o", "size=48m,mode=700", "fvm-chaos", self.path("state", h))
         switch = self.name("sw")
         self.started.append(switch)
         run("ip", "netns", "add", switch)
@@ -92,7 +96,6 @@ class Lab:
             self.podman("run", "-d", "--name", ns, "--hostname", h, "--network", "ns:/run/netns/" + ns, "--security-opt",
                         "seccomp=unconfined", "--cap-add", "NET_ADMIN,IPC_LOCK,SYS_PTRACE", "--device", "/dev/net/tun",
                         "-v", "%s:%s" % (self.dir, self.dir), "--rootfs", "/:O", "sleep", "infinity")
-            os.makedirs(self.path("state", h), exist_ok=True)
 
     def down(self):
         for p in self.children:
@@ -104,6 +107,8 @@ class Lab:
             self.podman("rm", "-f", "-t", "0", self.name(h), check=False)
         for ns in reversed(self.started):
             run("ip", "netns", "del", ns, check=False)
+        for h in HOSTS:
+            run("umount", "-l", self.path("state", h), check=False)
         run("umount", "-R", self.path("store", "overlay"), check=False)
         shutil.rmtree(self.dir, ignore_errors=True)
 
@@ -122,7 +127,7 @@ class Lab:
         """Somebody who waits for its end."""
         out = open(self.path(log), "w")
         p = subprocess.Popen(["podman", "exec", self.name(host), *argv], stdout=out, stderr=subprocess.STDOUT,
-                             stdin=subprocess.DEVNULL, env=self.env)
+                             stdin=subprocess.DEVNULL, env=self.env, cwd=self.dir)
         self.children.append(p)
         return p
 
@@ -233,6 +238,32 @@ class Lab:
         self.nft("sw", "add table bridge ch; add chain bridge ch f { type filter hook forward priority 0; }")
         for a, b in pairs:
             self.nft("sw", "add rule bridge ch f iifname v%s oifname v%s drop" % (a[1:], b[1:]))
+
+    def lose(self, percent, *pairs):
+        """(from, to): so many of a hundred frames are dropped."""
+        self.nft("sw", "add table bridge ch; add chain bridge ch f { type filter hook forward priority 0; }")
+        for a, b in pairs:
+            self.nft("sw", "add rule bridge ch f iifname v%s oifname v%s numgen random mod 100 < %d drop" % (a[1:], b[1:], percent))
+
+    def fill(self, host):
+        """The state directory's disk is full."""
+        with open(self.path("state", host, "filler"), "wb", buffering=0) as f:
+            try:
+                while True:
+                    f.write(b"x" * 4096)
+            except OSError:
+                pass
+
+    def unfill(self, host):
+        try:
+            os.unlink(self.path("state", host, "filler"))
+        except FileNotFoundError:
+            pass
+
+    def listeners(self, host):
+        """TCP ports somebody listens at on that host."""
+        table = run("nsenter", "--net=/run/netns/" + self.name(host), "cat", "/proc/net/tcp")
+        return sorted({int(line.split()[1].split(":")[1], 16) for line in table.splitlines()[1:] if line.split()[3] == "0A"})
 
     def unblock(self):
         self.nft("sw", "delete table bridge ch", check=False)

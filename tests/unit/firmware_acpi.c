@@ -31,7 +31,7 @@ static uint8_t sum(uint64_t gpa, uint64_t len)
 
 static void install(unsigned cpus, uint64_t bytes)
 {
-    struct fvm_acpi_config c = {.cpu_count = cpus};
+    struct fvm_acpi_config c = {.cpu_count = cpus, .hpet = cpus == 4};
 
     CU_ASSERT_EQUAL_FATAL(fvm_ram_create(bytes, &ram, NULL), 0);
     c.pci_mmio64_base = fvm_pci_mmio64_base(ram);
@@ -162,7 +162,8 @@ static void test_iasl(void)
     dump("dsdt", get(fadt + 40, 4));
     dump("facp", fadt);
     dump("apic", find("APIC"));
-    CU_ASSERT_EQUAL(run("iasl -d dsdt.dat facp.dat apic.dat"), 0);
+    dump("hpet", find("HPET"));
+    CU_ASSERT_EQUAL(run("iasl -d dsdt.dat facp.dat apic.dat hpet.dat"), 0);
     CU_ASSERT_NOT_EQUAL(run("grep -iE 'error|warning|invalid|mismatch' out"), 0);
     CU_ASSERT_EQUAL(run("cp dsdt.dat old.dat && iasl -oa -we dsdt.dsl"), 0);
     CU_ASSERT_EQUAL(run("iasl dsdt.dsl | grep -E '0 Errors, 0 Warnings'"), 0);
@@ -172,11 +173,107 @@ static void test_iasl(void)
     CU_ASSERT_EQUAL(count_in_dsl("Name (_S5"), 1);
     CU_ASSERT_EQUAL(count_in_dsl("0x00000000C0000000"), 0); /* that window is a 32-bit descriptor */
     CU_ASSERT_EQUAL(count_in_dsl("0xC0000000,"), 1);
-    (void)run("rm -f dsdt.* facp.* apic.* old.dat");
+    (void)run("rm -f dsdt.* facp.* apic.* hpet.* old.dat");
     fvm_ram_destroy(&ram);
     char rm[64];
     snprintf(rm, sizeof(rm), "rm -rf %s", dir);
     CU_ASSERT_EQUAL(system(rm), 0);
+}
+
+/* What firmware does with the loader's commands gives the same tables, wherever it puts them. */
+static void test_loader(void)
+{
+    enum { COMMAND = 128, TABLES = 0x7f00000, RSDP = 0xf5a40 };
+    struct fvm_acpi_config c = {.cpu_count = 2, .hpet = true};
+    struct fvm_acpi_blob b;
+    uint8_t *commands, *file[2];
+    const uint64_t base[2] = {TABLES, RSDP};
+    size_t len;
+
+    CU_ASSERT_EQUAL_FATAL(fvm_acpi_build(&c, &b), 0);
+    CU_ASSERT_EQUAL_FATAL(fvm_acpi_loader(&b, &commands, &len), 0);
+    CU_ASSERT_EQUAL(len % COMMAND, 0);
+    file[0] = b.bytes;
+    file[1] = b.rsdp;
+    for (size_t at = 0; at < len; at += COMMAND) {
+        const uint8_t *p = commands + at;
+        unsigned which = strcmp((const char *)p + 4, "etc/acpi/rsdp") == 0;
+        uint32_t n[3];
+        uint64_t value = 0;
+
+        if (!which)
+            CU_ASSERT_STRING_EQUAL((const char *)p + 4, "etc/acpi/tables");
+        switch (p[0]) {
+        case 1:
+            CU_ASSERT(at < 2 * COMMAND && (p[64] == 1 || p[64] == 2));
+            break;
+        case 2:
+            memcpy(n, p + 116, 4);
+            memcpy(&value, file[which] + n[0], p[120]);
+            CU_ASSERT(value < b.len);
+            value += base[0];
+            memcpy(file[which] + n[0], &value, p[120]);
+            break;
+        case 3:
+            memcpy(n, p + 60, 12);
+            file[which][n[0]] = 0;
+            for (uint32_t i = 0; i < n[2]; i++)
+                value += file[which][n[1] + i];
+            file[which][n[0]] = (uint8_t)-value;
+            break;
+        default:
+            CU_FAIL("unknown command");
+        }
+    }
+    CU_ASSERT_EQUAL_FATAL(fvm_ram_create(128 << 20, &ram, NULL), 0);
+    fvm_ram_write(ram, TABLES, b.bytes, b.len);
+    fvm_ram_write(ram, FVM_BOOT_RSDP_GPA, b.rsdp, sizeof(b.rsdp));
+    CU_ASSERT_EQUAL(sum(FVM_BOOT_RSDP_GPA, 20), 0);
+    CU_ASSERT_EQUAL(sum(FVM_BOOT_RSDP_GPA, 36), 0);
+    static const char *const names[] = {"FACP", "APIC", "HPET"};
+    for (unsigned i = 0; i < FVM_ARRAY_SIZE(names); i++) {
+        uint64_t table = find(names[i]);
+
+        CU_ASSERT_FATAL(table > TABLES);
+        CU_ASSERT_EQUAL(sum(table, get(table + 4, 4)), 0);
+    }
+    CU_ASSERT(!memcmp(fvm_ram_hva(ram, get(find("FACP") + 140, 8)), "DSDT", 4));
+    fvm_ram_destroy(&ram);
+    fvm_acpi_blob_fini(&b);
+    free(commands);
+}
+
+static void test_smbios(void)
+{
+    struct fvm_smbios_config c = {.product = "pc", .version = "1", .uuid = {1, 2, 3, 4, 5, 6, 7, 8, 9}, .cpu_count = 3,
+                                  .memory_bytes = 128 << 20};
+    uint64_t at, end, entry = FVM_BOOT_SMBIOS_GPA;
+    unsigned count = 0, processors = 0, type;
+
+    CU_ASSERT_EQUAL_FATAL(fvm_ram_create(128 << 20, &ram, NULL), 0);
+    CU_ASSERT_EQUAL_FATAL(fvm_smbios_install(ram, &c, NULL), 0);
+    CU_ASSERT(!memcmp(fvm_ram_hva(ram, entry), "_SM_", 4) && !memcmp(fvm_ram_hva(ram, entry + 16), "_DMI_", 5));
+    CU_ASSERT_EQUAL(sum(entry, get(entry + 5, 1)), 0);
+    CU_ASSERT_EQUAL(sum(entry + 16, 15), 0);
+    at = get(entry + 24, 4);
+    end = at + get(entry + 22, 2);
+    do {
+        uint64_t start = at;
+
+        type = (unsigned)get(at, 1);
+        if (type == 1)
+            CU_ASSERT(!memcmp(fvm_ram_hva(ram, at + 8), "\4\3\2\1\6\5\10\7\11", 9));
+        processors += type == 4;
+        for (at += get(at + 1, 1); get(at, 2) != 0; at++)
+            CU_ASSERT_FATAL(at < end);
+        at += 2;
+        count++;
+        CU_ASSERT(at - start <= get(entry + 8, 2));
+    } while (type != 127);
+    CU_ASSERT_EQUAL(at, end);
+    CU_ASSERT_EQUAL(count, get(entry + 28, 2));
+    CU_ASSERT_EQUAL(processors, 3);
+    fvm_ram_destroy(&ram);
 }
 
 /* _PRT as bytes: DWord address, pin, 0, irq. It must say what the bridge does. */
@@ -243,6 +340,8 @@ int main(void)
     CU_add_test(s, "iasl accepts and recompiles", test_iasl);
     CU_add_test(s, "_PRT agrees with the bridge", test_routing);
     CU_add_test(s, "e820", test_e820);
+    CU_add_test(s, "table loader", test_loader);
+    CU_add_test(s, "SMBIOS", test_smbios);
     CU_basic_set_mode(CU_BRM_VERBOSE);
     CU_basic_run_tests();
     unsigned bad = CU_get_number_of_failures();

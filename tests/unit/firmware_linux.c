@@ -213,7 +213,7 @@ static void test_not_a_kernel(void)
         {"QFI\xfb....", "qcow2", 8},      {"hello world", "unknown", 11}, {"", "empty", 0},
     };
     char path[] = "/tmp/fvm-kernel-XXXXXX";
-    struct fvm_boot_options o = {.kernel = path, .cpu_count = 1};
+    struct fvm_boot_options o = {.kernel = path, .acpi = &(struct fvm_acpi_config){.cpu_count = 1}};
     struct fvm_boot_state s;
     struct fvm_err err;
 
@@ -313,7 +313,7 @@ static void test_real_kernels(void)
         return;
     }
     for (size_t i = 0; i < found.gl_pathc; i++) {
-        struct fvm_boot_options o = {.kernel = found.gl_pathv[i], .append = "console=ttyS0", .cpu_count = 2};
+        struct fvm_boot_options o = {.kernel = found.gl_pathv[i], .append = "console=ttyS0", .acpi = &(struct fvm_acpi_config){.cpu_count = 2}};
         struct fvm_boot_state s;
         struct fvm_err err = {0};
 

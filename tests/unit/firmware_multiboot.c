@@ -214,7 +214,7 @@ static void test_refusals(void)
 static void test_by_boot_load(void)
 {
     char kernel[] = "/tmp/fvm-mb-XXXXXX", module[] = "/tmp/fvm-mod-XXXXXX", list[128];
-    struct fvm_boot_options o = {.kernel = kernel, .initrd = list, .append = "x", .cpu_count = 1};
+    struct fvm_boot_options o = {.kernel = kernel, .initrd = list, .append = "x", .acpi = &(struct fvm_acpi_config){.cpu_count = 1}};
     struct fvm_boot_state s;
     struct fvm_err err = {0};
     int k = mkstemp(kernel), m = mkstemp(module);

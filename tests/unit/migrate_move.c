@@ -350,14 +350,52 @@ static void test_does_not_converge(void)
     toy_fill(&m.source, 3000, 11);
     m.source.writes_per_ms = 400;
     m.so.rate_limit_bytes = 4 << 20;
-    m.so.max_downtime_ns = 30000000;
+    m.so.max_downtime_ns = 8000000; /* room for 60 pages or so */
     m.so.deadline_ns = 3000000000ull;
+    m.so.no_throttle = true;
     listen_now(&m);
     send_now(&m);
     check_stayed(&m, FVM_ETIMEOUT);
+    CU_ASSERT_EQUAL(m.source.limits, 0);
     m.so.on_miss = FVM_ON_MISS_PAUSE;
     send_now(&m);
     check_moved(&m);
+    strike(&m);
+}
+
+/* It writes faster than the link takes; held back it fits, and nobody stays held back. */
+static void test_throttle(void)
+{
+    struct move m;
+    stage(&m, 64 << 20);
+    toy_fill(&m.source, 300, 14);
+    m.source.writes_per_ms = 20;
+    m.so.rate_limit_bytes = 1 << 20;
+    m.so.max_downtime_ns = 50000000;
+    m.so.deadline_ns = 60000000000ull;
+    listen_now(&m);
+    send_now(&m);
+    check_moved(&m);
+    CU_ASSERT_TRUE(m.source.limits > 0);
+    CU_ASSERT_EQUAL(m.source.limit, 0);
+    CU_ASSERT_TRUE(m.sr.throttled_ns > 0 && m.sr.write_limit_bytes > 0);
+    printf("\n  held to %.1f MiB/s, %u rounds, blackout %.1f ms ... ", (double)m.sr.write_limit_bytes / 1048576,
+           m.sr.rounds, (double)m.sr.blackout_ns / 1e6);
+    strike(&m);
+}
+
+/* The limit holds: neither faster on the whole nor in a burst after a wait. */
+static void test_bandwidth(void)
+{
+    struct move m;
+    stage(&m, 64 << 20);
+    toy_fill(&m.source, 1000, 15);
+    m.so.rate_limit_bytes = 8 << 20;
+    listen_now(&m);
+    send_now(&m);
+    check_moved(&m);
+    double seconds = (double)m.sr.precopy_ns / 1e9, most = 8 << 20;
+    CU_ASSERT_TRUE((double)m.sr.sent_bytes / seconds < most * 1.2 && seconds < 2);
     strike(&m);
 }
 
@@ -509,6 +547,8 @@ int main(void)
     CU_add_test(s, "mad source", test_mad_source);
     CU_add_test(s, "mad prepare", test_mad_prepare);
     CU_add_test(s, "does not converge", test_does_not_converge);
+    CU_add_test(s, "throttle", test_throttle);
+    CU_add_test(s, "bandwidth", test_bandwidth);
     CU_basic_set_mode(CU_BRM_VERBOSE);
     CU_basic_run_tests();
     unsigned failed = CU_get_number_of_failures();

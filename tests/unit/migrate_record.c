@@ -194,12 +194,38 @@ static void test_converge(void)
         bool warned = false;
         for (t = 1000000000, next = FVM_CONVERGE_ROUND; next == FVM_CONVERGE_ROUND; t += 1000000000) {
             next = fvm_converge_round(&c, 100000000, 200000000, 200000000, 1.0, 1000000000, t);
-            warned |= fvm_converge_stalling(&c);
+            char text[200];
+            const char *says = fvm_converge_says(&c, t, text, sizeof(text));
+            warned |= says != NULL;
+            CU_ASSERT_TRUE(!says || strstr(says, "writes 191 MiB/s, pages leave at 95 MiB/s"));
+            CU_ASSERT_TRUE(warned || t < 10000000000ull);
         }
         CU_ASSERT_TRUE(warned);
         CU_ASSERT_EQUAL(next, pause ? FVM_CONVERGE_FINAL : FVM_CONVERGE_MISS);
         CU_ASSERT_TRUE(t <= 22000000000ull);
     }
+}
+
+/* A guest faster than the wire is held back, no more than it takes, and then fits. */
+static void test_throttle(void)
+{
+    struct fvm_converge c;
+    enum fvm_converge_next next = FVM_CONVERGE_ROUND;
+    double pending = 1e9;
+    uint64_t t = 0;
+    fvm_converge_init(&c, 50000000, 60000000000ull, FVM_ON_MISS_CANCEL);
+    c.may_throttle = true;
+    while (next == FVM_CONVERGE_ROUND) {
+        double seconds = pending / 100e6, rate = c.write_limit ? FVM_MIN(150e6, (double)c.write_limit) : 150e6;
+        uint64_t sent = (uint64_t)pending;
+        t += (uint64_t)(seconds * 1e9);
+        pending = FVM_MIN(rate * seconds, 256e6); /* a working set */
+        next = fvm_converge_round(&c, sent, (uint64_t)pending, (uint64_t)pending, 1.0, (uint64_t)(seconds * 1e9), t);
+        CU_ASSERT_TRUE(c.rounds >= 3 || c.write_limit == 0);
+    }
+    CU_ASSERT_EQUAL(next, FVM_CONVERGE_FINAL);
+    CU_ASSERT_TRUE(c.write_limit >= 20000000 && c.write_limit <= 80000000);
+    CU_ASSERT_TRUE(c.predicted_ns <= 50000000);
 }
 
 int main(void)
@@ -212,6 +238,7 @@ int main(void)
     CU_add_test(s, "garbage", test_garbage);
     CU_add_test(s, "unclear answers", test_unclear);
     CU_add_test(s, "converge", test_converge);
+    CU_add_test(s, "throttle", test_throttle);
     CU_basic_set_mode(CU_BRM_VERBOSE);
     CU_basic_run_tests();
     unsigned failed = CU_get_number_of_failures();

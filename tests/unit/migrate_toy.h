@@ -18,6 +18,7 @@ struct toy { /* one VM, or the place for one */
     pthread_t writer;
     bool writer_on, running, stop, storage;
     unsigned writes_per_ms; /* pages */
+    uint64_t limit, limits; /* atomic: pages per second, 0: none; how often one was set */
     uint64_t storage_epoch, writes;
     int fail_activate, fail_check, fail_save, activations, runs, pauses;
     uint64_t state; /* what save saves and restore restores */
@@ -41,12 +42,16 @@ static void *writer_main(void *arg)
     struct toy *t = arg;
     uint64_t v = 88172645463325252ull;
     while (!__atomic_load_n(&t->stop, __ATOMIC_ACQUIRE)) {
-        for (unsigned i = 0; i < t->writes_per_ms && __atomic_load_n(&t->running, __ATOMIC_ACQUIRE); i++) {
+        uint64_t limit = __atomic_load_n(&t->limit, __ATOMIC_RELAXED), writes = t->writes_per_ms;
+        if (limit) /* rounded at random, so that a small limit is one */
+            writes = FVM_MIN(writes, limit / 1000 + ((v >> 33) % 1000 < limit % 1000));
+        for (uint64_t i = 0; i < FVM_MAX(writes, 1ull) && __atomic_load_n(&t->running, __ATOMIC_ACQUIRE); i++) {
             v ^= v << 13;
             v ^= v >> 7;
             v ^= v << 17;
-            write_page(t, v);
-            t->writes++;
+            if (i < writes)
+                write_page(t, v);
+            t->writes += i < writes;
         }
         poll(NULL, 0, 1);
     }
@@ -150,6 +155,13 @@ static int t_save(void *ctx, Fvm__CpusState **ret_cpus, Fvm__DevicesState **ret_
     *ret_devices = d;
     return 0;
 }
+static uint64_t t_throttle(void *ctx, uint64_t pages_per_s)
+{
+    struct toy *t = ctx;
+    __atomic_store_n(&t->limit, pages_per_s, __ATOMIC_RELAXED);
+    t->limits += pages_per_s != 0;
+    return t->limits * 1000000;
+}
 static int t_storage_deactivate(void *ctx)
 {
     ((struct toy *)ctx)->storage = false;
@@ -197,6 +209,7 @@ static struct fvm_machine toy_machine(struct toy *toy)
         .pause = t_pause,
         .save = t_save,
         .storage_deactivate = t_storage_deactivate,
+        .throttle = t_throttle,
         .create = t_create,
         .discard = t_discard,
         .check = t_check,

@@ -27,7 +27,7 @@ enum {
 enum { STS_TIMER = 0x0001, STS_GLOBAL = 0x0020, STS_POWER_BUTTON = 0x0100, STS_RTC = 0x0400, STS_WAKE = 0x8000 };
 enum { PM1_STATUS_BITS = STS_TIMER | STS_GLOBAL | STS_POWER_BUTTON | STS_RTC | STS_WAKE,
        PM1_ENABLE_BITS = STS_TIMER | STS_GLOBAL | STS_POWER_BUTTON | STS_RTC };
-enum { CONTROL_SCI = 0x0001, CONTROL_SLEEP_TYPE = 0x1c00, CONTROL_SLEEP = 0x2000, SLEEP_S5 = 5 };
+enum { CONTROL_SCI = 0x0001, CONTROL_SLEEP_TYPE = 0x1c00, CONTROL_SLEEP = 0x2000, SLEEP_S5 = 5, SLEEP_S5_PIIX = 0 /* in SeaBIOS' tables */ };
 enum { RESET_CPU = 4, RESET_BITS = 0x0e };
 #define TIMER_HZ 3579545u
 #define TIMER_HALF (1u << 23) /* the carry is a change of the counter's top bit */
@@ -113,9 +113,10 @@ static uint16_t reg16_read(struct acpi_pm *a, unsigned offset)
 static void control_write(struct acpi_pm *a, uint16_t value)
 {
     const struct fvm_board *board = a->dev.board;
+    unsigned type = (value & CONTROL_SLEEP_TYPE) >> 10;
 
     a->pm1_control = value & CONTROL_SLEEP_TYPE;
-    if ((value & CONTROL_SLEEP) && (value & CONTROL_SLEEP_TYPE) >> 10 == SLEEP_S5 && board->power_off)
+    if ((value & CONTROL_SLEEP) && (type == SLEEP_S5 || type == SLEEP_S5_PIIX) && board->power_off)
         board->power_off(board->ctx);
 }
 

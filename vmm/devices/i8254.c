@@ -39,6 +39,7 @@ struct i8254 {
     struct fvm_device dev;
     struct counter counter[COUNTERS];
     bool speaker;
+    bool muted; /* by the HPET */
     unsigned line;
     uint64_t expire_ns;
     struct fvm_timer *timer;
@@ -159,15 +160,26 @@ static void drive_line(struct i8254 *p)
     const struct counter *c = &p->counter[0];
     bool high = c->mode >= 2 || (c->loaded && p->expire_ns == NEVER);
 
-    fvm_irq_set_line(p->dev.board->irq, p->line, high);
+    if (!p->muted)
+        fvm_irq_set_line(p->dev.board->irq, p->line, high);
+}
+
+void fvm_i8254_mute(struct fvm_device *dev, bool muted)
+{
+    struct i8254 *p = (struct i8254 *)dev;
+
+    p->muted = muted;
+    drive_line(p);
 }
 
 static void expired(void *ctx)
 {
     struct i8254 *p = ctx;
 
-    fvm_irq_set_line(p->dev.board->irq, p->line, false);
-    fvm_irq_set_line(p->dev.board->irq, p->line, true);
+    if (!p->muted) {
+        fvm_irq_set_line(p->dev.board->irq, p->line, false);
+        fvm_irq_set_line(p->dev.board->irq, p->line, true);
+    }
     schedule(p);
     drive_line(p);
 }

@@ -10,5 +10,7 @@
 
 /** Ports 40..43 and 61. line: what OUT of counter 0 drives (ISA IRQ 0 = board line 2). */
 int fvm_i8254_create(struct fvm_board *board, unsigned line, struct fvm_device **ret_dev);
+/** The HPET has taken the line over (legacy replacement): leave it alone while muted. Not part of this chip's state. */
+void fvm_i8254_mute(struct fvm_device *dev, bool muted);
 
 #endif

@@ -49,6 +49,7 @@ struct mc146818 {
     int64_t offset_ns;
     uint64_t periodic_ns, second_ns;
     unsigned line;
+    bool muted; /* by the HPET */
     struct fvm_timer *timer;
     int claim_id;
 };
@@ -165,7 +166,16 @@ static void update_line(struct mc146818 *r)
     bool on = (r->ram[REG_C] & r->ram[REG_B] & (C_PF | C_AF | C_UF)) != 0;
 
     r->ram[REG_C] = (uint8_t)((r->ram[REG_C] & 0x70) | (on ? C_IRQF : 0));
-    fvm_irq_set_line(r->dev.board->irq, r->line, on);
+    if (!r->muted)
+        fvm_irq_set_line(r->dev.board->irq, r->line, on);
+}
+
+void fvm_mc146818_mute(struct fvm_device *dev, bool muted)
+{
+    struct mc146818 *r = (struct mc146818 *)dev;
+
+    r->muted = muted;
+    update_line(r);
 }
 
 static void catch_up(struct mc146818 *r)
@@ -320,8 +330,8 @@ static void put16(struct mc146818 *r, unsigned index, uint64_t value)
     r->ram[index + 1] = (uint8_t)(value >> 8);
 }
 
-/* What firmware reads there: sizes in the units that became usual. */
-static void fill_memory_sizes(struct mc146818 *r)
+/* What firmware reads there: sizes in the units that became usual, and the boot order of a BIOS without fw_cfg. */
+static void fill_configuration(struct mc146818 *r)
 {
     const struct fvm_board *board = r->dev.board;
     uint64_t low = board->ram->low_bytes, high = board->ram->high_bytes >> 16;
@@ -334,6 +344,8 @@ static void fill_memory_sizes(struct mc146818 *r)
     put16(r, 0x5b, high & 0xffff);
     r->ram[0x5d] = (uint8_t)(high >> 16);
     r->ram[0x5f] = (uint8_t)(board->cpu_count - 1);
+    r->ram[0x3d] = 0x32; /* boot: disk, then CD-ROM */
+    r->ram[0x38] = 0x41; /* then network; no look at a floppy's signature */
     r->ram[0x14] = 0x06; /* equipment: coprocessor, pointing device */
 }
 
@@ -439,7 +451,7 @@ int fvm_mc146818_create(struct fvm_board *board, unsigned line, struct fvm_devic
         free(r);
         return e;
     }
-    fill_memory_sizes(r);
+    fill_configuration(r);
     mc146818_reset(&r->dev);
     *ret_dev = &r->dev;
     return 0;

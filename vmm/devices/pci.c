@@ -414,6 +414,8 @@ int fvm_pci_function_init(struct fvm_pci_function *fn, struct fvm_pci_host *host
     pci_put16(fn->writable, PCI_COMMAND, PCI_COMMAND_MASTER | (id->interrupt_pin ? PCI_COMMAND_INTX_OFF : 0));
     fn->writable[PCI_INTERRUPT_LINE] = 0xff;
     host->at[id->slot][id->function] = fn;
+    if (id->function == 0 && host->rom[id->slot].bytes)
+        fvm_pci_rom_add(fn, host->rom[id->slot].bytes, host->rom[id->slot].len);
     if (id->function > 0) { /* configuration software looks behind function 0 only when this bit says so */
         first->config[PCI_HEADER_TYPE] |= PCI_HEADER_MULTI;
         first->initial[PCI_HEADER_TYPE] |= PCI_HEADER_MULTI;

@@ -158,6 +158,8 @@ void fvm_pci_function_restore(struct fvm_pci_function *fn, const Fvm__PciFunctio
 int fvm_pci_host_create(struct fvm_board *board, struct fvm_device **ret_dev);
 /** The bridge behind the device made by fvm_pci_host_create: what fvm_pci_function_init wants. */
 struct fvm_pci_host *fvm_pci_host_of(struct fvm_device *dev);
+/** The expansion ROM of whatever function 0 is made in this slot later. Borrowed, as for fvm_pci_rom_add. */
+void fvm_pci_host_set_rom(struct fvm_pci_host *host, unsigned slot, const uint8_t *rom, uint32_t rom_bytes);
 /** Byte accesses to port cf9 (reset control) lie inside the bridge's cf8 register and are handed to this chip. */
 void fvm_pci_host_set_cf9(struct fvm_pci_host *host, const struct fvm_bus_ops *ops, void *ctx);
 /** What a BIOS does: give every BAR an address, enable decoding, write interrupt lines. After all chips were reset. */

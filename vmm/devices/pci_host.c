@@ -55,6 +55,13 @@ struct fvm_pci_host *fvm_pci_host_of(struct fvm_device *dev)
     return (struct fvm_pci_host *)dev;
 }
 
+void fvm_pci_host_set_rom(struct fvm_pci_host *host, unsigned slot, const uint8_t *rom, uint32_t rom_bytes)
+{
+    fvm_assert(slot < FVM_PCI_SLOTS && !host->at[slot][0]);
+    host->rom[slot].bytes = rom;
+    host->rom[slot].len = rom_bytes;
+}
+
 void fvm_pci_host_set_cf9(struct fvm_pci_host *host, const struct fvm_bus_ops *ops, void *ctx)
 {
     host->cf9_ops = ops;

@@ -22,6 +22,10 @@ struct fvm_pci_host {
         struct fvm_irq_source *source; /* NULL: routed nowhere */
         unsigned high;                 /* functions that drive it */
     } link[FVM_PCI_LINKS];
+    struct {
+        const uint8_t *bytes;
+        uint32_t len;
+    } rom[FVM_PCI_SLOTS]; /* for functions to come */
     uint32_t config_address;
     const struct fvm_bus_ops *cf9_ops;
     void *cf9_ctx;

@@ -3,7 +3,11 @@
  * builds; addresses and interrupts here and there must agree (firmware may not include devices, so they are written
  * down twice, and tests/unit/firmware_acpi.c compares them).
  *
- * Invariant: tables lie in [FVM_BOOT_ACPI_GPA, FVM_BOOT_ACPI_END), which e820 reserves; every checksum is right.
+ * They are built as one blob that can lie anywhere: pointers hold offsets into it and are listed. fvm_acpi_install puts
+ * it into the ACPI area itself, acpi_loader.c tells firmware how to do that.
+ *
+ * Invariant: every pointer between tables is in the list; installed tables lie in [FVM_BOOT_ACPI_GPA, FVM_BOOT_ACPI_END),
+ * which e820 reserves; every checksum is right.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -19,11 +23,9 @@ enum { PM_BASE = 0x600, SCI_IRQ = 9, RESET_PORT = 0xcf9, RESET_VALUE = 0x06, CMO
 #define MMIO32_LAST 0xfebfffffu
 enum { PCI_SLOTS = 32, PCI_PINS = 4 };
 
-struct tables {
-    struct fvm_ram *ram;
-    uint64_t next; /* where the next table goes */
-    int r;
-};
+enum { BLOB_ROOM = FVM_BOOT_RSDP_GPA - FVM_BOOT_ACPI_GPA };
+#define HPET_BASE 0xfed00000u
+#define HPET_ID 0x8086a201u /* the low half of its capability register */
 
 static void put(uint8_t *p, unsigned at, uint64_t value, unsigned bytes)
 {
@@ -53,16 +55,24 @@ static void header(uint8_t *p, const char *signature, uint32_t len, uint8_t revi
     p[9] = checksum(p, len);
 }
 
-static uint32_t place(struct tables *t, const void *bytes, size_t len)
+/* Append a table; its offset. Its checksum is filled in at the end, when `checked`. */
+static uint32_t place(struct fvm_acpi_blob *t, const void *bytes, size_t len, bool checked)
 {
-    uint64_t gpa = t->next;
+    size_t at = FVM_ALIGN_UP(t->len, (size_t)64);
 
-    if (!t->r && gpa + len > FVM_BOOT_RSDP_GPA)
-        t->r = FVM_ENOSPC;
-    if (!t->r)
-        t->r = fvm_ram_write(t->ram, gpa, bytes, len);
-    t->next = FVM_ALIGN_UP(gpa + len, 64ull);
-    return (uint32_t)gpa;
+    fvm_assert(at + len <= BLOB_ROOM && t->table_count < FVM_ACPI_TABLES_MAX); /* tables have a known size */
+    memcpy(t->bytes + at, bytes, len);
+    t->len = at + len;
+    if (checked)
+        t->table[t->table_count++] = (struct fvm_acpi_part){(uint32_t)at, (uint32_t)len};
+    return (uint32_t)at;
+}
+
+/* The `bytes` at offset `at` hold an offset into the blob. */
+static void pointer(struct fvm_acpi_blob *t, uint32_t at, unsigned bytes)
+{
+    fvm_assert(t->pointer_count < FVM_ACPI_POINTERS_MAX);
+    t->pointer[t->pointer_count++] = (struct fvm_acpi_part){at, bytes};
 }
 
 /* ---- DSDT ---- */
@@ -150,6 +160,18 @@ static void dsdt_keyboard(struct fvm_aml *a)
     fvm_aml_end(a, device);
 }
 
+static void dsdt_hpet(struct fvm_aml *a)
+{
+    size_t device = fvm_aml_device(a, "HPET"), crs;
+
+    fvm_aml_name(a, "_HID");
+    fvm_aml_eisaid(a, "PNP0103");
+    crs = fvm_aml_resources(a);
+    fvm_aml_memory32_fixed(a, HPET_BASE, 0x400);
+    fvm_aml_resources_end(a, crs);
+    fvm_aml_end(a, device);
+}
+
 static void dsdt_processors(struct fvm_aml *a, unsigned count)
 {
     static const char digits[] = "0123456789ABCDEF";
@@ -166,16 +188,14 @@ static void dsdt_processors(struct fvm_aml *a, unsigned count)
     }
 }
 
-static uint32_t place_dsdt(struct tables *t, const struct fvm_acpi_config *config)
+static uint32_t place_dsdt(struct fvm_acpi_blob *t, const struct fvm_acpi_config *config)
 {
     struct fvm_aml a = {.bytes = calloc(1, DSDT_ROOM), .len = HEADER_BYTES, .room = DSDT_ROOM};
     size_t scope, s5;
     uint32_t gpa;
 
-    if (!a.bytes) {
-        t->r = FVM_ENOMEM;
-        return 0;
-    }
+    if (!a.bytes)
+        return UINT32_MAX;
     fvm_aml_name(&a, "_S5_");
     s5 = fvm_aml_package(&a, 4);
     fvm_aml_integer(&a, SLEEP_S5);
@@ -187,13 +207,15 @@ static uint32_t place_dsdt(struct tables *t, const struct fvm_acpi_config *confi
     dsdt_pci(&a, config);
     dsdt_isa_device(&a, "COM1", "PNP0501", 1, 0x3f8, 8, 4);
     dsdt_isa_device(&a, "RTC_", "PNP0B00", 0, 0x70, 2, 8);
+    if (config->hpet)
+        dsdt_hpet(&a);
     dsdt_keyboard(&a);
     dsdt_isa_device(&a, "MOU_", "PNP0F13", 0, 0, 0, 12);
     dsdt_isa_device(&a, "MBRD", "PNP0C02", 0, PM_BASE, 0x40, -1);
     dsdt_processors(&a, config->cpu_count);
     fvm_aml_end(&a, scope);
     header(a.bytes, "DSDT", (uint32_t)a.len, 2);
-    gpa = place(t, a.bytes, a.len);
+    gpa = place(t, a.bytes, a.len, true);
     free(a.bytes);
     return gpa;
 }
@@ -208,9 +230,10 @@ static void address(uint8_t *p, unsigned at, uint16_t port, uint8_t bits, uint8_
     put(p, at + 4, port, 8);
 }
 
-static uint32_t place_fadt(struct tables *t, const struct fvm_acpi_config *config, uint32_t facs, uint32_t dsdt)
+static uint32_t place_fadt(struct fvm_acpi_blob *t, const struct fvm_acpi_config *config, uint32_t facs, uint32_t dsdt)
 {
     uint8_t p[FADT_BYTES] = {0};
+    uint32_t at;
 
     put(p, 36, facs, 4);
     put(p, 40, dsdt, 4);
@@ -238,18 +261,22 @@ static uint32_t place_fadt(struct tables *t, const struct fvm_acpi_config *confi
     address(p, 208, PM_BASE + 8, 32, 3);
     address(p, 220, PM_BASE + 0x20, 32, 1);
     header(p, "FACP", sizeof(p), 5);
-    return place(t, p, sizeof(p));
+    at = place(t, p, sizeof(p), true);
+    pointer(t, at + 36, 4);
+    pointer(t, at + 40, 4);
+    pointer(t, at + 140, 8);
+    return at;
 }
 
-static uint32_t place_facs(struct tables *t)
+static uint32_t place_facs(struct fvm_acpi_blob *t)
 {
     uint8_t p[FACS_BYTES] = {'F', 'A', 'C', 'S', FACS_BYTES};
 
     p[32] = 2;
-    return place(t, p, sizeof(p));
+    return place(t, p, sizeof(p), false);
 }
 
-static uint32_t place_madt(struct tables *t, unsigned cpu_count)
+static uint32_t place_madt(struct fvm_acpi_blob *t, unsigned cpu_count)
 {
     enum { LAPIC_LEN = 8, IOAPIC_LEN = 12, OVERRIDE_LEN = 10, NMI_LEN = 6, CPUS_MAX = 255 };
     uint8_t p[HEADER_BYTES + 8 + CPUS_MAX * LAPIC_LEN + IOAPIC_LEN + 2 * OVERRIDE_LEN + NMI_LEN] = {0};
@@ -283,36 +310,109 @@ static uint32_t place_madt(struct tables *t, unsigned cpu_count)
     p[at + 5] = 1;
     at += NMI_LEN;
     header(p, "APIC", at, 4);
-    return place(t, p, at);
+    return place(t, p, at, true);
 }
 
-static uint32_t place_root(struct tables *t, const char *signature, const uint32_t *table, unsigned count,
+static uint32_t place_hpet(struct fvm_acpi_blob *t)
+{
+    uint8_t p[56] = {0};
+
+    put(p, 36, HPET_ID, 4);
+    p[41] = 64; /* bits; system memory */
+    put(p, 44, HPET_BASE, 8);
+    put(p, 53, 0x0080, 2); /* least ticks of a period */
+    header(p, "HPET", sizeof(p), 1);
+    return place(t, p, sizeof(p), true);
+}
+
+static uint32_t place_root(struct fvm_acpi_blob *t, const char *signature, const uint32_t *table, unsigned count,
                            unsigned width)
 {
     uint8_t p[HEADER_BYTES + 8 * 8] = {0};
+    uint32_t at;
 
     fvm_assert(count <= 8);
     for (unsigned i = 0; i < count; i++)
         put(p, HEADER_BYTES + i * width, table[i], width);
     header(p, signature, HEADER_BYTES + count * width, 1);
-    return place(t, p, HEADER_BYTES + count * width);
+    at = place(t, p, HEADER_BYTES + count * width, true);
+    for (unsigned i = 0; i < count; i++)
+        pointer(t, at + HEADER_BYTES + i * width, width);
+    return at;
+}
+
+static void checksums(struct fvm_acpi_blob *t)
+{
+    for (unsigned i = 0; i < t->table_count; i++) {
+        uint8_t *p = t->bytes + t->table[i].at;
+
+        p[9] = 0;
+        p[9] = checksum(p, t->table[i].len);
+    }
+    t->rsdp[8] = t->rsdp[32] = 0;
+    t->rsdp[8] = checksum(t->rsdp, 20);
+    t->rsdp[32] = checksum(t->rsdp, sizeof(t->rsdp));
+}
+
+int fvm_acpi_build(const struct fvm_acpi_config *config, struct fvm_acpi_blob *ret_blob)
+{
+    struct fvm_acpi_blob *t = ret_blob;
+    uint32_t facs, dsdt, table[3];
+    unsigned count = 0;
+
+    *t = (struct fvm_acpi_blob){.bytes = calloc(1, BLOB_ROOM)};
+    if (!t->bytes)
+        return FVM_ENOMEM;
+    facs = place_facs(t);
+    dsdt = place_dsdt(t, config);
+    if (dsdt == UINT32_MAX) {
+        fvm_acpi_blob_fini(t);
+        return FVM_ENOMEM;
+    }
+    table[count++] = place_fadt(t, config, facs, dsdt);
+    table[count++] = place_madt(t, config->cpu_count);
+    if (config->hpet)
+        table[count++] = place_hpet(t);
+    memcpy(t->rsdp, "RSD PTR ", 8);
+    memcpy(t->rsdp + 9, "FVM   ", 6);
+    t->rsdp[15] = 2;
+    put(t->rsdp, 16, place_root(t, "RSDT", table, count, 4), 4);
+    put(t->rsdp, 20, sizeof(t->rsdp), 4);
+    put(t->rsdp, 24, place_root(t, "XSDT", table, count, 8), 8);
+    checksums(t);
+    return 0;
+}
+
+void fvm_acpi_blob_fini(struct fvm_acpi_blob *blob)
+{
+    free(blob->bytes);
+    blob->bytes = NULL;
+}
+
+static void add_base(uint8_t *p, unsigned bytes)
+{
+    uint64_t value = 0;
+
+    memcpy(&value, p, bytes);
+    value += FVM_BOOT_ACPI_GPA;
+    memcpy(p, &value, bytes);
 }
 
 int fvm_acpi_install(struct fvm_ram *ram, const struct fvm_acpi_config *config, struct fvm_err *err)
 {
-    struct tables t = {.ram = ram, .next = FVM_BOOT_ACPI_GPA};
-    uint8_t rsdp[36] = {'R', 'S', 'D', ' ', 'P', 'T', 'R', ' '};
-    uint32_t facs = place_facs(&t), dsdt = place_dsdt(&t, config);
-    uint32_t table[2] = {place_fadt(&t, config, facs, dsdt), place_madt(&t, config->cpu_count)};
+    struct fvm_acpi_blob t;
+    int r = fvm_acpi_build(config, &t);
 
-    memcpy(rsdp + 9, "FVM   ", 6);
-    rsdp[15] = 2;
-    put(rsdp, 16, place_root(&t, "RSDT", table, 2, 4), 4);
-    put(rsdp, 20, sizeof(rsdp), 4);
-    put(rsdp, 24, place_root(&t, "XSDT", table, 2, 8), 8);
-    rsdp[8] = checksum(rsdp, 20);
-    rsdp[32] = checksum(rsdp, sizeof(rsdp));
-    if (!t.r)
-        t.r = fvm_ram_write(ram, FVM_BOOT_RSDP_GPA, rsdp, sizeof(rsdp));
-    return t.r ? fvm_err_set(err, t.r, 0, "firmware", "cannot write the ACPI tables: %s", fvm_err_text(t.r)) : 0;
+    if (!r) {
+        for (unsigned i = 0; i < t.pointer_count; i++)
+            add_base(t.bytes + t.pointer[i].at, t.pointer[i].len);
+        add_base(t.rsdp + 16, 4);
+        add_base(t.rsdp + 24, 8);
+        checksums(&t);
+        r = fvm_ram_write(ram, FVM_BOOT_ACPI_GPA, t.bytes, t.len);
+        if (!r)
+            r = fvm_ram_write(ram, FVM_BOOT_RSDP_GPA, t.rsdp, sizeof(t.rsdp));
+        fvm_acpi_blob_fini(&t);
+    }
+    return r ? fvm_err_set(err, r, 0, "firmware", "cannot write the ACPI tables: %s", fvm_err_text(r)) : 0;
 }

@@ -23,7 +23,7 @@ enum {
     OP_EXT = 0x5b,
     OP_EXT_DEVICE = 0x82
 };
-enum { RESOURCE_IRQ = 0x22, RESOURCE_IO = 0x47, RESOURCE_END = 0x79, RESOURCE_DWORD = 0x87, RESOURCE_WORD = 0x88,
+enum { RESOURCE_IRQ = 0x22, RESOURCE_IO = 0x47, RESOURCE_END = 0x79, RESOURCE_MEMORY32_FIXED = 0x86, RESOURCE_DWORD = 0x87, RESOURCE_WORD = 0x88,
        RESOURCE_QWORD = 0x8a };
 enum { RANGE_MEMORY = 0, RANGE_IO = 1, RANGE_BUS = 2, RANGE_FIXED = 0x0c, RANGE_ENTIRE_ISA = 3, RANGE_WRITABLE = 1 };
 
@@ -203,6 +203,15 @@ void fvm_aml_bus_range(struct fvm_aml *a, uint16_t first, uint16_t last)
 void fvm_aml_io_range(struct fvm_aml *a, uint16_t first, uint16_t last)
 {
     range(a, RESOURCE_WORD, 2, RANGE_IO, RANGE_ENTIRE_ISA, first, last);
+}
+
+void fvm_aml_memory32_fixed(struct fvm_aml *a, uint32_t base, uint32_t len)
+{
+    static const uint8_t head[4] = {RESOURCE_MEMORY32_FIXED, 9, 0, RANGE_WRITABLE};
+
+    fvm_aml_raw(a, head, sizeof(head));
+    fvm_aml_raw(a, &base, 4);
+    fvm_aml_raw(a, &len, 4);
 }
 
 void fvm_aml_memory32_range(struct fvm_aml *a, uint32_t first, uint32_t last)

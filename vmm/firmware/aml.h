@@ -35,6 +35,7 @@ void fvm_aml_io(struct fvm_aml *a, uint16_t port, uint8_t len);
 void fvm_aml_irq(struct fvm_aml *a, unsigned irq);
 void fvm_aml_bus_range(struct fvm_aml *a, uint16_t first, uint16_t last);
 void fvm_aml_io_range(struct fvm_aml *a, uint16_t first, uint16_t last);
+void fvm_aml_memory32_fixed(struct fvm_aml *a, uint32_t base, uint32_t len);
 void fvm_aml_memory32_range(struct fvm_aml *a, uint32_t first, uint32_t last);
 void fvm_aml_memory64_range(struct fvm_aml *a, uint64_t first, uint64_t last);
 

@@ -62,7 +62,7 @@ static int load_linux(struct fvm_ram *ram, const struct fvm_boot_options *o, con
     int r = has_initrd ? fvm_boot_image_open(o->initrd, &initrd, err) : 0;
 
     if (!r)
-        r = fvm_linux_load(ram, kernel, has_initrd ? &initrd : NULL, o->append ? o->append : "", o->vga, ret_state,
+        r = fvm_linux_load(ram, kernel, has_initrd ? &initrd : NULL, o->append ? o->append : "", o->acpi->vga, ret_state,
                            err);
     fvm_boot_image_close(&initrd);
     return r;
@@ -119,9 +119,6 @@ static int load_multiboot(struct fvm_ram *ram, const struct fvm_boot_options *o,
 int fvm_boot_load(struct fvm_ram *ram, const struct fvm_boot_options *options, struct fvm_boot_state *ret_state,
                   struct fvm_err *err)
 {
-    struct fvm_acpi_config acpi = {.cpu_count = options->cpu_count, .pci_mmio64_base = options->pci_mmio64_base,
-                                   .pci_mmio64_bytes = options->pci_mmio64_bytes,
-                                   .vga = options->vga};
     struct fvm_boot_image kernel;
     int r;
 
@@ -135,7 +132,9 @@ int fvm_boot_load(struct fvm_ram *ram, const struct fvm_boot_options *options, s
     r = fvm_boot_image_open(options->kernel, &kernel, err);
     if (r)
         return r;
-    r = fvm_acpi_install(ram, &acpi, err);
+    r = fvm_acpi_install(ram, options->acpi, err);
+    if (!r && options->smbios)
+        r = fvm_smbios_install(ram, options->smbios, err);
     if (r)
         ;
     else if (fvm_linux_is_kernel(&kernel))

@@ -22,6 +22,7 @@
 #define FVM_BOOT_LOW_END 0x9fc00ull
 #define FVM_BOOT_ACPI_GPA 0xe0000ull
 #define FVM_BOOT_RSDP_GPA 0xf0000ull
+#define FVM_BOOT_SMBIOS_GPA 0xf0100ull
 #define FVM_BOOT_ACPI_END 0x100000ull
 
 enum {
@@ -54,13 +55,14 @@ struct fvm_boot_state {
     uint32_t idt_limit;
 };
 
+struct fvm_acpi_config;
+struct fvm_smbios_config;
 struct fvm_boot_options {
     const char *kernel; /* path: bzImage, or a multiboot kernel */
     const char *initrd; /* path or NULL/"". Multiboot: modules as QEMU takes them, "file1 args,file2" */
     const char *append; /* command line or NULL */
-    unsigned cpu_count;
-    uint64_t pci_mmio64_base, pci_mmio64_bytes; /* root bridge window above RAM */
-    bool vga; /* a display adapter in 80x25 text mode is there */
+    const struct fvm_acpi_config *acpi;
+    const struct fvm_smbios_config *smbios; /* NULL: none */
 };
 
 /**
@@ -146,10 +148,51 @@ unsigned fvm_e820_build(const struct fvm_ram *ram, struct fvm_e820_entry ret_map
 /* ---- acpi.c ---- */
 struct fvm_acpi_config {
     unsigned cpu_count;
+    bool hpet; /* the full PC has one */
     uint64_t pci_mmio64_base, pci_mmio64_bytes; /* bytes 0: no 64-bit window */
     bool vga;
 };
-/** Write RSDP, RSDT, XSDT, FADT, FACS, MADT and DSDT into the ACPI area. */
+enum { FVM_ACPI_POINTERS_MAX = 32, FVM_ACPI_TABLES_MAX = 16, FVM_ACPI_RSDP_BYTES = 36 };
+struct fvm_acpi_part {
+    uint32_t at, len;
+};
+struct fvm_acpi_blob { /* all tables, 64-byte aligned, to be put anywhere below 4 GiB */
+    uint8_t *bytes; /* malloc'd */
+    size_t len;
+    uint8_t rsdp[FVM_ACPI_RSDP_BYTES]; /* its pointers: 16 (4 bytes) and 24 (8 bytes) */
+    struct fvm_acpi_part pointer[FVM_ACPI_POINTERS_MAX]; /* len 4 or 8: hold offsets into bytes */
+    unsigned pointer_count;
+    struct fvm_acpi_part table[FVM_ACPI_TABLES_MAX]; /* with a checksum at offset 9 */
+    unsigned table_count;
+};
+/** RSDP, RSDT, XSDT, FADT, FACS, MADT, DSDT, and HPET if there is one. FVM_ENOMEM. */
+int fvm_acpi_build(const struct fvm_acpi_config *config, struct fvm_acpi_blob *ret_blob);
+void fvm_acpi_blob_fini(struct fvm_acpi_blob *blob);
+/**
+ * fvm_acpi_loader - the commands by which firmware puts the blob into memory (QEMU's "etc/table-loader"): the files are
+ * "etc/acpi/tables" (blob->bytes) and "etc/acpi/rsdp". *ret malloc'd.
+ */
+int fvm_acpi_loader(const struct fvm_acpi_blob *blob, uint8_t **ret, size_t *ret_len);
+/** Write the tables into the ACPI area. */
 int fvm_acpi_install(struct fvm_ram *ram, const struct fvm_acpi_config *config, struct fvm_err *err);
+
+/* ---- smbios.c ---- */
+struct fvm_smbios_config {
+    const char *product; /* "pc", "virtio" */
+    const char *version;
+    uint8_t uuid[16];
+    unsigned cpu_count;
+    uint64_t memory_bytes;
+};
+struct fvm_smbios {
+    uint8_t anchor[31]; /* SMBIOS 2.8 entry point, with a table address of 0 */
+    uint8_t *tables;    /* malloc'd */
+    size_t len;
+};
+/** System, enclosure, processors, memory. FVM_ENOMEM. */
+int fvm_smbios_build(const struct fvm_smbios_config *config, struct fvm_smbios *ret);
+void fvm_smbios_fini(struct fvm_smbios *s);
+/** Put the entry point at FVM_BOOT_SMBIOS_GPA and the tables behind it. */
+int fvm_smbios_install(struct fvm_ram *ram, const struct fvm_smbios_config *config, struct fvm_err *err);
 
 #endif

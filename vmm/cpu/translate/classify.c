@@ -77,14 +77,16 @@ static int branch_class(const struct fvm_insn *in)
 /* sensitive instructions with a quick way */
 static int sensitive_class(const struct fvm_tr *tr, const struct fvm_insn *in)
 {
-    bool kernel64 = !tr->user && tr->bits == 64 && tr->v->cpl == 0;
+    bool kernel = !tr->user && !(tr->mode & (FVM_MODE_MID | FVM_MODE_SEG)), kernel64 = kernel && tr->bits == 64;
     switch (in->z.mnemonic) {
     case ZYDIS_MNEMONIC_CLI:
-        return kernel64 ? FVM_C_CLI : FVM_C_SYSTEM;
+        return kernel ? FVM_C_CLI : FVM_C_SYSTEM;
     case ZYDIS_MNEMONIC_STI:
-        return kernel64 ? FVM_C_STI : FVM_C_SYSTEM;
+        return kernel ? FVM_C_STI : FVM_C_SYSTEM;
     case ZYDIS_MNEMONIC_PUSHFQ:
-        return tr->bits == 64 ? FVM_C_PUSHF : FVM_C_SYSTEM;
+        return FVM_C_PUSHF;
+    case ZYDIS_MNEMONIC_PUSHFD:
+        return tr->mode & FVM_MODE_SEG ? FVM_C_SYSTEM : FVM_C_PUSHF;
     case ZYDIS_MNEMONIC_RDTSC:
     case ZYDIS_MNEMONIC_RDTSCP:
         return tr->v->tsc_direct && (!tr->user || !(tr->v->cr4 & FVM_CR4_TSD)) ? FVM_C_RDTSC : FVM_C_SYSTEM;
@@ -190,7 +192,10 @@ static void needs(struct fvm_tr *tr, struct fvm_tr_insn *i)
         fvm_tr_memref(tr, i, i->mem_op, &m);
         i->need = fvm_tr_memref_form_a(&m) ? 1 : 3;
         break;
-    case FVM_C_MOFFS: case FVM_C_PUSHF: case FVM_C_SWAPGS: case FVM_C_RET: case FVM_C_JMP_IND: case FVM_C_CALL_IND:
+    case FVM_C_PUSHF:
+        i->need = tr->bits == 64 ? 3 : 7;
+        break;
+    case FVM_C_MOFFS: case FVM_C_SWAPGS: case FVM_C_RET: case FVM_C_JMP_IND: case FVM_C_CALL_IND:
         i->need = 3;
         break;
     case FVM_C_CALL:

@@ -50,6 +50,7 @@ enum { /* block mode: what the translation depends on besides the bytes */
     FVM_MODE_PLAIN = 128,  /* each access checked for itself: group.c */
     FVM_MODE_CS4G = 64,    /* segmented, CS limit 4 GiB; clear: 64 KiB, or another one, and then FVM_MODE_SINGLE is set */
     FVM_MODE_SS32 = 128,   /* segmented, 32-bit stack */
+    FVM_MODE_MID = 1 << 16, /* CPL 1 or 2: supervisor to the page tables, not privileged */
     FVM_MODE_ES_OK = 256,  /* segmented: ES (and so on, six bits) is ordinary data: present, writable, not expand-down; CS readable */
 };
 

@@ -45,8 +45,8 @@ uint64_t fvm_mode_of(const struct fvm_vcpu *v)
     uint64_t mode = bits == 64 ? 2 : bits == 32 ? 1 : 0;
     if (bits == 16 || (bits == 32 && !flat(v)))
         mode |= seg_mode(v);
-    if (v->cpl == 3)
-        mode |= FVM_MODE_USER;
+    if (v->cpl)
+        mode |= v->cpl == 3 ? FVM_MODE_USER : FVM_MODE_MID;
     if (v->cr0 & (FVM_CR0_TS | FVM_CR0_EM))
         mode |= FVM_MODE_FPU_TRAP;
     if ((v->rflags & FVM_F_TF) || v->int_shadow)

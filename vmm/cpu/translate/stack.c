@@ -135,29 +135,30 @@ static void emit_leave(struct fvm_tr *tr, unsigned bytes)
     e_rr(&tr->em, bytes == 8, 0x89, tr->u, FVM_RBP);
 }
 
-/* Value into t: host flags, and what the vCPU keeps apart (IF, IOPL, AC, ID...). */
+/* Value into t (x): host flags, and what the vCPU keeps apart (IF, IOPL, AC, ID...). */
 static void emit_pushf(struct fvm_tr *tr, unsigned bytes)
 {
     struct fvm_emit *em = &tr->em;
+    unsigned val = tr->bits == 64 ? tr->t : tr->x; /* the stack reference takes t outside 64-bit code */
     fvm_tr_flags_restore(tr, tr->u);
     e_fs_store(em, FVM_SLOT_TMP, FVM_RSP);
     e_fs_load(em, FVM_RSP, FVM_SLOT_SELF);
     e_lea(em, FVM_RSP, FVM_RSP, FVM_NOREG, 0, FVM_SLOT_FLAG_STACK_TOP);
     e8(em, 0x9c); /* pushfq */
-    e_rex(em, false, 0, 0, tr->t), e8(em, 0x58 | (tr->t & 7)); /* pop t */
+    e_rex(em, false, 0, 0, val), e8(em, 0x58 | (val & 7)); /* pop t */
     e_fs_load(em, FVM_RSP, FVM_SLOT_TMP);
     fvm_tr_flags_clobber(tr, FVM_ARITH_FLAGS); /* also if dead behind: the push may be done again by C */
-    e_alu_imm(em, true, 4, tr->t, FVM_HOST_FLAGS);
+    e_alu_imm(em, true, 4, val, FVM_HOST_FLAGS);
     e_fs_load(em, tr->u, FVM_OFF_RFLAGS);
     e_alu_imm(em, true, 4, tr->u, (int32_t)(FVM_F_IOPL | FVM_F_NT | FVM_F_AC | FVM_F_ID | FVM_F_VIF | FVM_F_VIP));
-    e_rr(em, true, 0x09, tr->u, tr->t);
+    e_rr(em, true, 0x09, tr->u, val);
     e8(em, 0x64); /* movzx u32, byte fs:[iflag] */
     e_rex(em, false, tr->u, 0, 0), e8(em, 0x0f), e8(em, 0xb6);
     e_mem(em, tr->u, FVM_NOREG, FVM_NOREG, 0, FVM_OFF_IFLAG);
     e_shl(em, tr->u, 9);
-    e_rr(em, true, 0x09, tr->u, tr->t);
-    e_alu_imm(em, true, 1, tr->t, 2);
-    fvm_tr_push_reg(tr, tr->t, bytes);
+    e_rr(em, true, 0x09, tr->u, val);
+    e_alu_imm(em, true, 1, val, 2);
+    fvm_tr_push_reg(tr, val, bytes);
 }
 
 void fvm_tr_emit_stack(struct fvm_tr *tr, struct fvm_tr_insn *i)
