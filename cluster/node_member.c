@@ -72,14 +72,17 @@ void fvm_node_member_reload(struct fvm_node *node)
 
 /* ---- lease ---- */
 
-/* Who holds the name: "<boot id> <pid> <start time>", so that our own successor need not wait for the lease to run out.
+/* Who holds the name: "<boot id>/<pid namespace> <pid> <start time>", so that our own successor need not wait for the
+ * lease to run out. Containers of one machine share the boot id, and a pid says something in its own namespace alone.
  */
 static void identity(char *buf, size_t size)
 {
     char *boot = NULL;
+    struct stat ns = {0};
     if (fvm_dir_read_file("/proc/sys/kernel/random/boot_id", 64, &boot, NULL, NULL) == 0)
         boot[strcspn(boot, "\n")] = 0;
-    snprintf(buf, size, "%s %d %llu", boot ? boot : "?", (int)getpid(),
+    (void)stat("/proc/self/ns/pid", &ns);
+    snprintf(buf, size, "%.40s/%llx %d %llu", boot ? boot : "?", (unsigned long long)ns.st_ino, (int)getpid(),
              (unsigned long long)fvm_node_keep_start_time(getpid()));
     free(boot);
 }
@@ -102,7 +105,9 @@ static int judge_holder(struct fvm_node *node, const char *key, uint64_t *ret_re
                   sscanf(me, "%63s %d %llu", mine, &my_pid, &my_start) == 3;
     bool here = parsed && strcmp(boot, mine) == 0;
     *ret_revision = item.revision;
-    if (here && fvm_node_keep_start_time(pid) != start)
+    if (parsed && strcmp(item.value, me) == 0)
+        rc = 0; /* ours: written by a swap whose answer was lost, or on a lease that we lost */
+    else if (here && fvm_node_keep_start_time(pid) != start)
         rc = 0; /* it ran on this kernel and is gone */
     else
         rc = fvm_err_set(err, FVM_EBUSY, 0, "cluster",
@@ -113,23 +118,28 @@ static int judge_holder(struct fvm_node *node, const char *key, uint64_t *ret_re
     return rc;
 }
 
+/* 0: the name is ours, on node->lease. Else there is no lease (one that was made meanwhile ends by itself): a lease
+ * without the name would be renewed for ever and nobody would see us. */
 static int take_name(struct fvm_node *node, struct fvm_err *err)
 {
     char key[FVM_STORE_KEY_MAX], me[160];
-    uint64_t expect = 0;
+    uint64_t expect = 0, lease = 0;
     fvm_vmdb_key(FVM_VMDB_ALIVE, node->name, key, sizeof(key));
     identity(me, sizeof(me));
-    int rc = judge_holder(node, key, &expect, err);
     node->lease = 0;
+    int rc = judge_holder(node, key, &expect, err);
     if (!rc)
-        rc = fvm_store_lease(node->store, &node->lease, FVM_NODE_LEASE_MS, err);
+        rc = fvm_store_lease(node->store, &lease, FVM_NODE_LEASE_MS, err);
     if (!rc) {
-        rc = fvm_store_cas(node->store, key, expect, me, strlen(me), node->lease, &node->alive_revision, err);
+        rc = fvm_store_cas(node->store, key, expect, me, strlen(me), lease, &node->alive_revision, err);
         if (rc == FVM_ECONFLICT)
             rc = fvm_err_set(err, FVM_EBUSY, 0, "cluster", "another node took the name %s at this moment", node->name);
     }
+    if (rc)
+        return rc;
+    node->lease = lease;
     node->renewed_ns = fvm_now_ns();
-    return rc;
+    return 0;
 }
 
 /* /node/NAME: what others are told of us, with the time we were last seen. */
@@ -185,9 +195,11 @@ static int beat(struct fvm_node *node, struct fvm_err *err)
     uint64_t now = fvm_now_ns();
     int rc = 0;
     if (now - node->renewed_ns >= FVM_NODE_RENEW_MS * 1000000ull) {
-        rc = fvm_store_lease(node->store, &node->lease, FVM_NODE_LEASE_MS, err);
+        rc = node->lease ? fvm_store_lease(node->store, &node->lease, FVM_NODE_LEASE_MS, err) : FVM_ENOENT;
         if (rc == FVM_ENOENT) { /* we were stopped or starved for too long */
-            fvm_log(WARN, "node.lease_lost", "after_ms=%llu", (unsigned long long)((now - node->renewed_ns) / 1000000));
+            if (node->lease)
+                fvm_log(WARN, "node.lease_lost", "after_ms=%llu",
+                        (unsigned long long)((now - node->renewed_ns) / 1000000));
             rc = take_name(node, err);
             if (!rc)
                 fvm_node_net_lease(node);
