@@ -19,7 +19,7 @@ enum { /* options without a letter */
     O_KERNEL = 256, O_INITRD, O_APPEND, O_MEMORY, O_CPUS, O_CPU, O_DISK, O_CDROM, O_MACHINE, O_BOOT, O_NET, O_SERIAL, O_CONSOLE, O_CONTROL, O_NAME,
     O_STATS, O_INCOMING, O_PAUSED, O_TRACE, O_TRACE_FILE, O_SINGLE_BLOCK, O_SINGLE_INSN, O_LOG_LEVEL, O_ON_RESET,
     O_SANDBOX, O_ID, O_TSC_KHZ, O_NO_RNG, O_JSON, O_TIMEOUT, O_VGA, O_FIRMWARE, O_DISPLAY,
-    O_KEY_FILE,
+    O_KEY_FILE, O_GDB,
 };
 
 static const struct argp_option run_options[] = {
@@ -56,6 +56,7 @@ static const struct argp_option run_options[] = {
     {"paused", O_PAUSED, 0, 0, "do not run before fvm resume", 0},
     {"sandbox", O_SANDBOX, "on|off|log", 0, "system call filter and privilege drop (default on)", 0},
     {0, 0, 0, 0, "Looking inside:", 4},
+    {"gdb", O_GDB, "tcp:[ADDR:]PORT|unix:F", 0, "let gdb connect there: target remote", 0},
     {"stats", O_STATS, 0, 0, "print counters at the end", 0},
     {"trace", O_TRACE, "exec,int,io,code", 0, "trace blocks, events, chips, translations", 0},
     {"trace-file", O_TRACE_FILE, "FILE", 0, "where to (default stderr)", 0},
@@ -76,6 +77,7 @@ static const struct argp_option restore_options[] = {
     {"display", O_DISPLAY, "none|vnc=[ADDR:]PORT|unix:F[,password-file=F]", 0, "show the screen to VNC clients", 0},
     {"paused", O_PAUSED, 0, 0, "do not run before fvm resume", 0},
     {"sandbox", O_SANDBOX, "on|off|log", 0, "system call filter and privilege drop (default on)", 0},
+    {"gdb", O_GDB, "tcp:[ADDR:]PORT|unix:F", 0, "let gdb connect there: target remote", 0},
     {"stats", O_STATS, 0, 0, "print counters at the end", 0},
     {"trace", O_TRACE, "exec,int,io,code", 0, "trace blocks, events, chips, translations", 0},
     {"trace-file", O_TRACE_FILE, "FILE", 0, "where to (default stderr)", 0},
@@ -248,6 +250,7 @@ static int run_option(struct parse *p, int key, const char *arg)
     case O_SANDBOX: return parse_sandbox(p, arg);
     case O_DISPLAY: return parse_display(p, arg);
     case O_KEY_FILE: o->key_file = arg; return 0;
+    case O_GDB: o->gdb = arg; return 0;
     case O_LOG_LEVEL:
         if (!fvm_log_parse_level(arg, &o->log_level))
             return fvm_err_set(p->err, FVM_EINVAL, 0, room, "--log-level %.20s: error, warn, info or debug", arg);

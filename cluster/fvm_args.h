@@ -16,6 +16,7 @@ struct fvm_run_options {
     const char *incoming;         /* address to wait for a migration at, or NULL; borrowed from argv */
     const char *trace_file;       /* or NULL: stderr */
     unsigned trace;               /* FVM_TRACE_* */
+    const char *gdb;              /* where a debugger may connect, or NULL; borrowed from argv */
     const char *restore;          /* snapshot to go on from, or NULL; borrowed from argv */
     const char *key_file;         /* for it, or NULL; borrowed from argv */
     char *vnc, *vnc_password_file; /* owned; NULL: none */

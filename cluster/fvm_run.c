@@ -13,6 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "cluster/fvm_debugger.h"
 #include "cluster/fvm_display.h"
 #include "cluster/fvm_migrate.h"
 #include "cluster/fvm_sandbox.h"
@@ -50,7 +51,8 @@ static void on_event(void *ctx, enum fvm_vm_event event, unsigned code, const ch
 {
     struct fvm_run *run = ctx;
     static const char *const names[] = {[FVM_VM_EVENT_POWER_OFF] = "power-off", [FVM_VM_EVENT_RESET] = "reset",
-                                        [FVM_VM_EVENT_DEBUG_EXIT] = "debug-exit", [FVM_VM_EVENT_CRASHED] = "crashed"};
+                                        [FVM_VM_EVENT_DEBUG_EXIT] = "debug-exit", [FVM_VM_EVENT_CRASHED] = "crashed",
+                                        [FVM_VM_EVENT_DEBUG] = "debug-stop"};
     if (run->control) {
         json_t *data = json_object();
         if (event == FVM_VM_EVENT_DEBUG_EXIT)
@@ -60,10 +62,20 @@ static void on_event(void *ctx, enum fvm_vm_event event, unsigned code, const ch
         fvm_control_event(run->control, names[event], data);
     }
     switch (event) {
+    case FVM_VM_EVENT_DEBUG: fvm_debugger_stopped(run); break;
     case FVM_VM_EVENT_RESET: break;
-    case FVM_VM_EVENT_POWER_OFF: fvm_run_end(run, 0); break;
-    case FVM_VM_EVENT_DEBUG_EXIT: fvm_run_end(run, (int)(code & 0xff)); break;
-    case FVM_VM_EVENT_CRASHED: on_crash(run, why ? why : "unknown"); break;
+    case FVM_VM_EVENT_POWER_OFF:
+        fvm_debugger_ended(run, 0, 0);
+        fvm_run_end(run, 0);
+        break;
+    case FVM_VM_EVENT_DEBUG_EXIT:
+        fvm_debugger_ended(run, code & 0xff, 0);
+        fvm_run_end(run, (int)(code & 0xff));
+        break;
+    case FVM_VM_EVENT_CRASHED:
+        fvm_debugger_ended(run, 0, 11);
+        on_crash(run, why ? why : "unknown");
+        break;
     }
 }
 
@@ -174,7 +186,9 @@ static int make_vm(struct fvm_run *run, struct fvm_err *err)
     r = run->options.incoming ? 0 : fvm_run_make_vm(run, c, err);
     if (!r)
         r = make_control(run, err);
-    return r ? r : fvm_display_open(run, err);
+    if (!r)
+        r = fvm_display_open(run, err);
+    return r ? r : fvm_debugger_open(run, err);
 }
 
 static int start_vm(struct fvm_run *run, struct fvm_err *err)
@@ -233,6 +247,7 @@ static void close_all(struct fvm_run *run)
     limit_ending(run);
     fvm_run_snapshot_close(run);
     fvm_migrate_close(run);
+    fvm_debugger_close(run);
     fvm_display_close(run);
     if (run->control)
         fvm_control_flush(run->control, 200);

@@ -15,6 +15,7 @@
 struct fvm_run_migration;
 struct fvm_run_display;
 struct fvm_run_snapshot;
+struct fvm_gdb;
 
 struct fvm_run { /* main thread */
     struct fvm_run_options options;
@@ -24,6 +25,7 @@ struct fvm_run { /* main thread */
     struct fvm_run_migration *migration; /* fvm_migrate.c; NULL: never asked for */
     struct fvm_run_display *display; /* fvm_display.c; NULL: never asked for */
     struct fvm_run_snapshot *snapshot; /* fvm_snapshot.c; NULL: never asked for */
+    struct fvm_gdb *gdb;         /* NULL: no --gdb */
     FILE *trace;                 /* owned, or NULL */
     struct fvm_terminal_escape escape;
     bool terminal;               /* stdin is a terminal and the guest's */

@@ -88,6 +88,12 @@ static void on_vcpu_shutdown(void *ctx, struct fvm_vcpu *v, const char *why)
     ask(vm, FVM_ASK_CRASHED);
 }
 
+static void on_vcpu_debug(void *ctx, struct fvm_vcpu *v)
+{
+    (void)v; /* fvm_vm_debug_why */
+    ask(ctx, FVM_ASK_DEBUG);
+}
+
 /* Board lock held, any thread. */
 static void on_kick(void *ctx, unsigned cpu, enum fvm_irq_kick what, unsigned arg)
 {
@@ -324,7 +330,7 @@ static void console_ready(void *ctx)
 
 static int make_cpus(struct fvm_vm *vm, struct fvm_err *err)
 {
-    const struct fvm_vcpu_hooks hooks = {.shutdown = on_vcpu_shutdown, .ctx = vm};
+    const struct fvm_vcpu_hooks hooks = {.shutdown = on_vcpu_shutdown, .debug = on_vcpu_debug, .ctx = vm};
     int r = fvm_engine_create(vm->ram, &vm->engine_config, &vm->engine, err);
     for (unsigned i = 0; !r && i < vm->config->cpus; i++) {
         r = fvm_vcpu_create(vm->engine, i, vm->model, vm->bus, vm->irq, vm->clock, &hooks, &vm->vcpus[i], err);

@@ -25,7 +25,8 @@
 struct fvm_vm;
 
 enum fvm_vm_state { FVM_VM_CREATED, FVM_VM_PAUSED, FVM_VM_RUNNING, FVM_VM_STOPPED };
-enum fvm_vm_event { FVM_VM_EVENT_POWER_OFF, FVM_VM_EVENT_RESET, FVM_VM_EVENT_DEBUG_EXIT, FVM_VM_EVENT_CRASHED };
+enum fvm_vm_event { FVM_VM_EVENT_POWER_OFF, FVM_VM_EVENT_RESET, FVM_VM_EVENT_DEBUG_EXIT, FVM_VM_EVENT_CRASHED,
+                    FVM_VM_EVENT_DEBUG /* a processor stopped for a debugger; the VM is paused */ };
 
 struct fvm_vm_hooks {
     /* loop thread. POWER_OFF, DEBUG_EXIT (code) and CRASHED (why): the VM is stopped already. RESET: already done. */

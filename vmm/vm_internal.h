@@ -15,6 +15,7 @@
 #include "vmm/vm.h"
 #include "vmm/vm_char.h"
 #include "vmm/vm_config.h"
+#include "vmm/vm_debug.h"
 #include "vmm/vm_later.h"
 
 enum { /* what devices and vCPUs asked for, carried out by the loop: bits of `asked` */
@@ -22,6 +23,20 @@ enum { /* what devices and vCPUs asked for, carried out by the loop: bits of `as
     FVM_ASK_RESET = 2,
     FVM_ASK_DEBUG_EXIT = 4,
     FVM_ASK_CRASHED = 8,
+    FVM_ASK_DEBUG = 16,
+};
+
+struct fvm_vm_watch { /* a debugger's (vm_debug.c) */
+    fvm_gva va;
+    fvm_gpa gpa;
+    size_t len; /* within one page */
+    enum fvm_debug_kind kind;
+};
+struct fvm_vm_watch_page {
+    struct fvm_vm *vm;
+    fvm_gpa gpa;
+    unsigned users; /* watches in it; 0: free */
+    int claim_id;
 };
 
 struct fvm_vm { /* owner: the loop's thread; other threads hold op_lock */
@@ -54,6 +69,11 @@ struct fvm_vm { /* owner: the loop's thread; other threads hold op_lock */
     struct fvm_engine *engine;
     struct fvm_vcpu *vcpus[FVM_CONFIG_CPUS_MAX];
     unsigned vcpu_count;
+
+    struct fvm_vm_watch watches[FVM_VM_WATCHES_MAX];          /* board lock */
+    struct fvm_vm_watch_page watch_pages[FVM_VM_WATCHES_MAX]; /* board lock */
+    unsigned watch_count;
+    enum fvm_debug_kind watch_hit_kind;
 
     pthread_mutex_t op_lock;   /* recursive: one operation at a time */
     _Atomic int state;         /* enum fvm_vm_state */

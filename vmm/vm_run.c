@@ -292,6 +292,11 @@ void fvm_vm_handle_asked(void *ctx)
     unsigned asked = atomic_exchange(&vm->asked, 0);
     if (!asked || atomic_load(&vm->state) == FVM_VM_STOPPED)
         return;
+    if ((asked & FVM_ASK_DEBUG) && fvm_vm_pause(vm) == 0)
+        send_event(vm, FVM_VM_EVENT_DEBUG, 0, NULL);
+    asked &= ~(unsigned)FVM_ASK_DEBUG;
+    if (!asked)
+        return;
     bool reset_stops = !strcmp(vm->config->on_reset, "stop");
     /* The first that applies; the machine is gone after it, or new. */
     if (asked & FVM_ASK_CRASHED) {

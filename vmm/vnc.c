@@ -6,7 +6,6 @@
  */
 #include "vmm/vnc.h"
 
-#include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -18,6 +17,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "vmm/vm_listen.h"
 #include "vmm/vm_unix.h"
 
 #define TICK_NS 33000000ull
@@ -174,64 +174,6 @@ static void on_accept(void *ctx, int fd, unsigned revents)
 
 /* ---- the server ---- */
 
-static int refuse_addr(const char *addr, struct fvm_err *err)
-{
-    return fvm_err_set(err, FVM_EINVAL, 0, room,
-                       "VNC address \"%.80s\": write unix:PATH, PORT, or ADDR:PORT with a numeric address", addr);
-}
-
-/* "PORT", "ADDR:PORT", "[ADDR]:PORT" */
-static int parse_addr(const char *addr, struct sockaddr_storage *ret, socklen_t *ret_len, bool *ret_loopback,
-                      struct fvm_err *err)
-{
-    struct sockaddr_in *in4 = (struct sockaddr_in *)ret;
-    struct sockaddr_in6 *in6 = (struct sockaddr_in6 *)ret;
-    char host[64] = "127.0.0.1", *end;
-    const char *colon = strrchr(addr, ':'), *port = colon ? colon + 1 : addr;
-    size_t len = colon ? (size_t)(colon - addr) : 0;
-    unsigned long number = strtoul(port, &end, 10);
-    if (len >= sizeof(host) || port[0] < '0' || port[0] > '9' || *end || number < 1 || number > 65535)
-        return refuse_addr(addr, err);
-    if (len) {
-        bool brackets = addr[0] == '[' && addr[len - 1] == ']';
-        snprintf(host, sizeof(host), "%.*s", (int)(brackets ? len - 2 : len), addr + brackets);
-    }
-    memset(ret, 0, sizeof(*ret));
-    if (inet_pton(AF_INET, host, &in4->sin_addr) == 1) {
-        in4->sin_family = AF_INET;
-        in4->sin_port = htons((uint16_t)number);
-        *ret_len = sizeof(*in4);
-        *ret_loopback = ntohl(in4->sin_addr.s_addr) >> 24 == 127;
-        return 0;
-    }
-    if (inet_pton(AF_INET6, host, &in6->sin6_addr) != 1)
-        return refuse_addr(addr, err);
-    in6->sin6_family = AF_INET6;
-    in6->sin6_port = htons((uint16_t)number);
-    *ret_len = sizeof(*in6);
-    *ret_loopback = IN6_IS_ADDR_LOOPBACK(&in6->sin6_addr);
-    return 0;
-}
-
-static int listen_tcp(struct fvm_vnc *vnc, const char *addr, struct fvm_err *err)
-{
-    struct sockaddr_storage sa;
-    socklen_t len = 0;
-    bool loopback = false;
-    int r = parse_addr(addr, &sa, &len, &loopback, err);
-    if (r)
-        return r;
-    if (!loopback && !vnc->has_password)
-        return fvm_err_set(err, FVM_EPERM, 0, room,
-                           "VNC at %.80s would let anybody in: add password-file=F, or use 127.0.0.1 or unix:PATH", addr);
-    vnc->fd = socket(sa.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (vnc->fd >= 0)
-        setsockopt(vnc->fd, SOL_SOCKET, SO_REUSEADDR, &(int){1}, sizeof(int));
-    if (vnc->fd < 0 || bind(vnc->fd, (struct sockaddr *)&sa, len) < 0 || listen(vnc->fd, 4) < 0)
-        return fvm_err_set(err, fvm_err_from_errno(errno), errno, room, "VNC at %.80s: %s", addr, strerror(errno));
-    return 0;
-}
-
 static int read_password(struct fvm_vnc *vnc, const char *path, struct fvm_err *err)
 {
     char line[256];
@@ -269,7 +211,7 @@ int fvm_vnc_create(struct fvm_loop *loop, const char *addr, const char *password
         if (!r)
             snprintf(vnc->unix_path, sizeof(vnc->unix_path), "%s", addr + 5);
     } else if (!r) {
-        r = listen_tcp(vnc, addr, err);
+        r = fvm_listen_tcp("VNC", addr, vnc->has_password, &vnc->fd, err);
     }
     if (!r && (fvm_loop_timer_add(loop, on_tick, vnc, &vnc->timer) ||
                fvm_loop_io_add(loop, vnc->fd, FVM_LOOP_IN, on_accept, vnc, &vnc->io)))

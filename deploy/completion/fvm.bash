@@ -23,6 +23,7 @@ _fvm() {
         return
         ;;
     --firmware) COMPREPLY=($(compgen -W 'seabios' -f -- "$cur")) && return ;;
+    --gdb) COMPREPLY=($(compgen -W 'tcp: unix:' -- "$cur")) && return ;;
     --vga) COMPREPLY=($(compgen -W 'std none' -- "$cur")) && return ;;
     --display) COMPREPLY=($(compgen -W 'none vnc=' -- "$cur")) && return ;;
     --cpu) COMPREPLY=($(compgen -W 'fvm64-v1 fvm64-v2 fvm64-v3' -- "$cur")) && return ;;

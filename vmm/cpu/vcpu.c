@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "vmm/cpu/debug.h"
 #include "vmm/cpu/descriptor.h"
 #include "vmm/cpu/system.h"
 #include "vmm/cpu/translate/engine.h"
@@ -115,6 +116,8 @@ static void *thread_main(void *arg)
     fvm_world_enter(v);
     while (!p->quit) {
         struct fvm_run_result unused;
+        if (fvm_debug_hold(v))
+            continue;
         if (fvm_run_step(v, &unused) || p->quit)
             continue;
         /* shutdown: tell the VM, then wait until somebody restarts or ends this vCPU */

@@ -22,6 +22,7 @@ struct fvm_engine_config {
 struct fvm_vcpu_hooks {
     /* run on the vCPU thread */
     void (*shutdown)(void *ctx, struct fvm_vcpu *v, const char *why); /* triple fault, internal stop: the VM must stop */
+    void (*debug)(void *ctx, struct fvm_vcpu *v); /* it stands still for a debugger (debug.h); may be NULL */
     void *ctx;
 };
 

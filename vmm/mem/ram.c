@@ -170,6 +170,18 @@ void fvm_ram_video_window(struct fvm_ram *ram, fvm_gpa gpa, uint64_t bytes)
         ram->window_hook(ram->window_hook_ctx);
 }
 
+void fvm_ram_watch(struct fvm_ram *ram, fvm_pfn pfn, bool on)
+{
+    fvm_assert(fvm_ram_has_page(ram, pfn) && on == !(ram->flags[pfn] & FVM_PAGE_WATCH));
+    if (on)
+        __atomic_fetch_or(&ram->flags[pfn], FVM_PAGE_WATCH, __ATOMIC_SEQ_CST);
+    else
+        __atomic_fetch_and(&ram->flags[pfn], (uint8_t)~FVM_PAGE_WATCH, __ATOMIC_SEQ_CST);
+    ram->watched += on ? 1 : -1u;
+    if (ram->window_hook)
+        ram->window_hook(ram->window_hook_ctx);
+}
+
 int fvm_ram_read(const struct fvm_ram *ram, fvm_gpa gpa, void *buf, uint64_t len)
 {
     if (!len)

@@ -35,6 +35,7 @@ enum { /* fvm_ram_page_flags: per page, kept here because every writer must see 
     FVM_PAGE_CODE = 1,     /* holds bytes that were translated */
     FVM_PAGE_PT = 2,       /* a traced guest page table */
     FVM_PAGE_ABSENT = 4,   /* post-copy: not arrived yet */
+    FVM_PAGE_WATCH = 8,    /* a debugger watches it: processors' loads and stores go to the bus, which knows who */
 };
 
 struct fvm_ram {
@@ -54,6 +55,7 @@ struct fvm_ram {
     uint64_t window_gpa, window_bytes; /* where guests see it now; bytes 0: nowhere */
     uint64_t rom_gpa, rom_bytes;       /* pseudo address of the ROM, seen at 4 GiB - rom_bytes */
     bool a20_off;           /* address line 20 is held low, as on an AT: fvm_ram_set_a20 */
+    uint32_t watched;       /* pages with FVM_PAGE_WATCH; changed while all processors stand still */
     bool legacy_hole;       /* a device answers at a0000..bffff, not the RAM behind */
     /* The window moved, or A20 changed: translations made before must go. May be NULL. */
     void (*window_hook)(void *ctx);
@@ -84,6 +86,11 @@ static inline fvm_gpa fvm_ram_a20(const struct fvm_ram *ram, fvm_gpa gpa)
 }
 /** The gate of address line 20 (keyboard controller, port 92): calls window_hook. Board lock held. */
 void fvm_ram_set_a20(struct fvm_ram *ram, bool on);
+static inline bool fvm_ram_is_watched(const struct fvm_ram *ram, fvm_gpa gpa)
+{
+    return FVM_UNLIKELY(ram->watched != 0) && fvm_ram_has_page(ram, gpa >> FVM_PAGE_SHIFT) &&
+           (ram->flags[gpa >> FVM_PAGE_SHIFT] & FVM_PAGE_WATCH);
+}
 /**
  * Does a processor's access to this page go to memory, and not to a device? Then *gpa, changed for video memory, is
  * what versions, flags and host addresses go by.
@@ -91,6 +98,8 @@ void fvm_ram_set_a20(struct fvm_ram *ram, bool on);
 static inline bool fvm_ram_direct(const struct fvm_ram *ram, fvm_gpa *gpa)
 {
     *gpa = fvm_ram_a20(ram, *gpa);
+    if (fvm_ram_is_watched(ram, *gpa))
+        return false;
     if (fvm_ram_has_page(ram, *gpa >> FVM_PAGE_SHIFT))
         return !ram->legacy_hole || *gpa - FVM_RAM_LEGACY_GPA >= FVM_RAM_LEGACY_BYTES;
     if (*gpa - (FVM_RAM_HIGH_BASE - ram->rom_bytes) < ram->rom_bytes) {
@@ -119,6 +128,8 @@ int fvm_ram_rom_create(struct fvm_ram *ram, const void *image, uint64_t bytes);
  * zero. FVM_EEXIST: there is some already.
  */
 int fvm_ram_video_create(struct fvm_ram *ram, uint64_t bytes);
+/** A debugger begins or ends to watch a page of RAM. All processors stand still; window_hook is told. */
+void fvm_ram_watch(struct fvm_ram *ram, fvm_pfn pfn, bool on);
 /** Show it at gpa, page-aligned; bytes 0: nowhere. Board lock held. */
 void fvm_ram_video_window(struct fvm_ram *ram, fvm_gpa gpa, uint64_t bytes);
 /** hva of a gpa that fvm_ram_contains, or that fvm_ram_direct gave. */

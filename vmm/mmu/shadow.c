@@ -132,6 +132,8 @@ static uint64_t rights_by_kind(const struct fvm_ram *ram, fvm_gpa gpa, uint64_t 
 {
     if (fvm_ram_is_video(ram, gpa))
         return rights & ~S_X;
+    if (fvm_ram_is_watched(ram, gpa))
+        return rights & S_X; /* loads and stores are for the bus to see */
     return fvm_ram_is_rom(ram, gpa) ? rights & ~S_W : rights;
 }
 
@@ -274,7 +276,8 @@ enum fvm_shadow_result fvm_shadow_miss(struct fvm_shadow *sh, fvm_gva va, unsign
             return FVM_SHADOW_FAULT;
     } while (!fvm_walk_set_ad(sh->ram, &sh->pg, &w, want & FVM_W));
     *ret_gpa = gpa = w.gpa = fvm_ram_a20(sh->ram, w.gpa);
-    if (!fvm_ram_direct(sh->ram, &gpa) || ((want & FVM_X) && fvm_ram_is_video(sh->ram, gpa)) || ((want & FVM_W) && fvm_ram_is_rom(sh->ram, gpa)))
+    bool fetch_watched = (want & FVM_X) && fvm_ram_is_watched(sh->ram, gpa);
+    if ((!fetch_watched && !fvm_ram_direct(sh->ram, &gpa)) || ((want & FVM_X) && fvm_ram_is_video(sh->ram, gpa)) || ((want & FVM_W) && fvm_ram_is_rom(sh->ram, gpa)))
         return FVM_SHADOW_MMIO;
     enum fvm_shadow_result r = fill(sh, va, want, &w, gpa, ret_entry);
     *ret_entry -= beyond;

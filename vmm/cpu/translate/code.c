@@ -71,6 +71,8 @@ static void link_exit(struct fvm_engine *e, struct fvm_vcpu *v, uint32_t n, uint
         (from->mode ^ t->mode) & ~(uint64_t)FVM_MODE_PLAIN || x->plain != !!(t->mode & FVM_MODE_PLAIN) || fvm_mode_rip(from->mode, x->target) != t->rip || (p->run_until_on && v->rip == p->run_until) ||
         (!x->check_off && (from->gpa ^ t->gpa) & ~FVM_PAGE_MASK))
         return;
+    if (fvm_debug_near(e, fvm_mode_linear(from->mode, v->rip)))
+        return;
     uint64_t expect = 0;
     if (x->check_off) {
         uint64_t entry = fvm_shadow_peek(v->shadow, fvm_mode_linear(from->mode, v->rip));

@@ -26,6 +26,7 @@
 #include <pthread.h>
 
 #include "vmm/cpu/cpuid.h"
+#include "vmm/cpu/debug.h"
 #include "vmm/cpu/decode.h"
 #include "vmm/cpu/state.h"
 #include "vmm/cpu/system.h"
@@ -158,6 +159,9 @@ struct fvm_engine {
     struct fvm_vcpu *vcpus[64];
     unsigned vcpu_count;
     uint64_t flush_generation;
+    uint64_t breaks[FVM_DEBUG_BREAKS_MAX]; /* breakpoints, linear addresses; changed while all vCPUs are parked (debug.h) */
+    uint32_t break_count;
+    uint8_t break_map[512];        /* bit per offset in a page at which there is one */
     void (*code_written)(struct fvm_engine *e, fvm_gpa gpa, uint64_t len); /* fvm_engine_code_written, for fast.c */
     struct fvm_engine_stats stats; /* lock; what vCPUs count for themselves is in theirs */
 };
@@ -202,6 +206,9 @@ struct fvm_vcpu_priv {
     struct fvm_engine_stats stats;
     bool run_until_on;
     uint64_t run_until;
+    uint8_t debug_reason;      /* enum fvm_debug_reason: why it stands still for a debugger. Atomic */
+    bool debug_step, debug_hit;
+    uint64_t debug_addr;       /* of the access, for FVM_DEBUG_WATCH */
 };
 
 /* Everything that CPUID's answers depend on and that may change while a VM runs. */
@@ -218,6 +225,11 @@ static inline bool fvm_paging_key_ok(const struct fvm_vcpu *v)
 {
     const struct fvm_vcpu_priv *p = v->priv;
     return p->paging_key[0] == v->cr0 && p->paging_key[1] == v->cr4 && p->paging_key[2] == (v->efer | (v->rflags & FVM_F_AC));
+}
+/* May there be a breakpoint at this linear address? Every block that begins there is entered by the dispatcher only. */
+static inline bool fvm_debug_near(const struct fvm_engine *e, uint64_t linear)
+{
+    return FVM_UNLIKELY(e->break_count != 0) && (e->break_map[(linear & FVM_PAGE_MASK) >> 3] >> (linear & 7) & 1);
 }
 /* Movable blocks: 64-bit user mode. */
 static inline bool fvm_mode_movable(uint64_t mode)

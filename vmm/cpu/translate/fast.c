@@ -130,7 +130,8 @@ uint64_t fvm_fast_find(struct fvm_vcpu *v, uint64_t rip)
     uint64_t mode = fvm_mode_of(v), va = fvm_mode_linear(mode, rip);
     const struct fvm_vcpu_priv *p = v->priv;
     bool irq = v->iflag && *(uint8_t *)fvm_slot(v, FVM_SLOT_WINDOW); /* it waited for an interrupt shadow's end */
-    if (mode & FVM_MODE_SINGLE || e->config.single_block || v->request || irq || (p->run_until_on && rip == p->run_until))
+    if (mode & FVM_MODE_SINGLE || e->config.single_block || v->request || irq || (p->run_until_on && rip == p->run_until) ||
+        p->debug_step || fvm_debug_near(e, va))
         return 0;
     uint64_t entry = fvm_shadow_peek(v->shadow, va);
     if (!(entry & (mode & FVM_MODE_USER ? FVM_S_UX : FVM_S_KX)))

@@ -161,6 +161,8 @@ static int decode_block(struct fvm_tr *tr, struct fetch *f, struct fvm_fault *fa
     uint8_t need = 0;
     bool high = false;
     while (tr->n < max) {
+        if (tr->n && fvm_debug_near(tr->v->engine, (tr->lin & ~FVM_PAGE_MASK) + o))
+            break;
         struct fvm_tr_insn *i = &tr->insns[tr->n];
         memset(i, 0, offsetof(struct fvm_tr_insn, in));
         memset((uint8_t *)i + offsetof(struct fvm_tr_insn, off), 0, sizeof *i - offsetof(struct fvm_tr_insn, off));

@@ -10,6 +10,7 @@
 
 #include "base/log.h"
 #include "vmm/cpu/control.h"
+#include "vmm/cpu/debug.h"
 #include "vmm/cpu/operand.h"
 #include "vmm/cpu/translate/engine.h"
 
@@ -191,7 +192,8 @@ static void enter_block(struct fvm_vcpu *v, uint32_t n, uint64_t mode)
     if (p->link_exit != FVM_NONE && p->link_generation == e->flush_generation && p->link_rip == v->rip)
         fvm_code_link(e, v, p->link_exit, n);
     p->link_exit = FVM_NONE;
-    if (p->fill_jump_cache && !(mode & (FVM_MODE_SINGLE | FVM_MODE_SEG)) && !e->config.single_block && !p->run_until_on)
+    if (p->fill_jump_cache && !(mode & (FVM_MODE_SINGLE | FVM_MODE_SEG)) && !e->config.single_block && !p->run_until_on &&
+        !fvm_debug_near(e, v->rip))
         fvm_jc_fill(v, v->rip, mode, (uint64_t)(uintptr_t)e->code + b->canon_off);
     else if (!(mode & (FVM_MODE_SINGLE | FVM_MODE_SEG)))
         fvm_jc_mode(v, mode & ~(uint64_t)FVM_MODE_PLAIN);
@@ -345,7 +347,9 @@ bool fvm_run_step(struct fvm_vcpu *v, struct fvm_run_result *result)
         handle_requests(v);
     if (p->quit || v->run == FVM_RUN_SHUTDOWN)
         return false;
-    if (p->irq_check || v->nmi_pending)
+    if (FVM_UNLIKELY(v->engine->break_count || p->debug_step) && fvm_debug_stop_here(v))
+        return true;
+    if ((p->irq_check || v->nmi_pending) && !(p->debug_step && v->run == FVM_RUN_NORMAL))
         take_interrupts(v);
     if (v->run == FVM_RUN_HALTED || v->run == FVM_RUN_WAIT_SIPI) {
         if (p->return_faults)
@@ -356,14 +360,16 @@ bool fvm_run_step(struct fvm_vcpu *v, struct fvm_run_result *result)
     if (v->run == FVM_RUN_SHUTDOWN)
         return false;
     uint64_t mode = fvm_mode_of(v);
-    if (v->engine->config.single_insn)
+    if (v->engine->config.single_insn || p->debug_step)
         mode |= FVM_MODE_SINGLE;
     if (p->plain_next && p->link_rip == v->rip)
         mode |= FVM_MODE_PLAIN;
     p->plain_next = false;
     uint32_t n = block_for(v, mode, &fault);
-    if (n == FVM_NONE)
+    if (n == FVM_NONE) {
+        fvm_debug_executed(v);
         return take_fault(v, &fault, result);
+    }
     bool trap = (v->rflags & FVM_F_TF) != 0;
     uint8_t shadow = v->int_shadow;
     v->int_shadow = 0;
@@ -372,6 +378,7 @@ bool fvm_run_step(struct fvm_vcpu *v, struct fvm_run_result *result)
         v->int_shadow = shadow;
         return true;
     }
+    fvm_debug_executed(v);
     if (handle_exit(v, &fault))
         return take_fault(v, &fault, result);
     if (FVM_UNLIKELY(trap) && !p->return_faults && v->int_shadow != FVM_SHADOW_SS) {
