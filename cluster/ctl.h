@@ -95,6 +95,7 @@ int fvm_ctl_vm_list(struct fvm_ctl *ctl, struct fvm_err *err);
 int fvm_ctl_vm_show(struct fvm_ctl *ctl, struct fvm_err *err);
 int fvm_ctl_vm_console(struct fvm_ctl *ctl, struct fvm_err *err);
 int fvm_ctl_vm_migrate(struct fvm_ctl *ctl, struct fvm_err *err);
+int fvm_ctl_vm_explain(struct fvm_ctl *ctl, struct fvm_err *err);
 int fvm_ctl_vm_recover(struct fvm_ctl *ctl, struct fvm_err *err);
 
 #endif

@@ -103,6 +103,7 @@ static const char doc[] =
     "  vm kill NAME               pull the plug\n"
     "  vm pause|resume NAME\n"
     "  vm migrate NAME NODE       move it while it runs; Ctrl-C cancels\n"
+    "  vm explain NAME            how its last migration went, and where the time did\n"
     "  vm recover NAME            settle a migration that a crash left in the middle, and say why\n"
     "\n"
     "Examples:\n"
@@ -341,6 +342,7 @@ static const struct {
     {"vm", "pause", 3, "vm pause NAME"},
     {"vm", "resume", 3, "vm resume NAME"},
     {"vm", "migrate", 4, "vm migrate NAME NODE"},
+    {"vm", "explain", 3, "vm explain NAME"},
     {"vm", "recover", 3, "vm recover NAME"},
 };
 

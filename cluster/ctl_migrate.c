@@ -69,21 +69,9 @@ static void show_progress(struct watch *w, const Fvm__MigrateProgress *p)
     }
 }
 
-static void print_timeline(const struct watch *w, const Fvm__Reply *reply)
+static void print_report(const Fvm__MigrateProgress *p)
 {
-    const Fvm__MigrateProgress *p = reply->progress;
     char a[24], b[24];
-    if (w->tty)
-        printf("\r\033[K");
-    if (!p) {
-        puts(reply->text);
-        return;
-    }
-    if (w->ctl->opt.dry_run) { /* nothing was sent: there are no further phases */
-        printf("%s\n\n  prepare    %10s\n", reply->text, fvm_ctl_ms(p->prepare_ns, a));
-        return;
-    }
-    printf("%s\n\n", reply->text);
     printf("  prepare    %10s\n", fvm_ctl_ms(p->prepare_ns, a));
     printf("  pre-copy   %10s   %u round%s, %s sent of %s memory\n", fvm_ctl_ms(p->precopy_ns, a), p->rounds,
            p->rounds == 1 ? "" : "s", fvm_ctl_bytes(p->sent_bytes, b), fvm_ctl_bytes(p->memory_bytes, (char[24]){0}));
@@ -100,6 +88,24 @@ static void print_timeline(const struct watch *w, const Fvm__Reply *reply)
         printf("  resent     %10llu   pages that came damaged or not at all, %llu of them found by their digest\n",
                (unsigned long long)(p->pages_resent + p->digest_repairs), (unsigned long long)p->digest_repairs);
     printf("  %s\n", p->verified ? "memory verified" : "memory NOT verified");
+}
+
+static void print_timeline(const struct watch *w, const Fvm__Reply *reply)
+{
+    const Fvm__MigrateProgress *p = reply->progress;
+    char a[24];
+    if (w->tty)
+        printf("\r\033[K");
+    if (!p) {
+        puts(reply->text);
+        return;
+    }
+    if (w->ctl->opt.dry_run) { /* nothing was sent: there are no further phases */
+        printf("%s\n\n  prepare    %10s\n", reply->text, fvm_ctl_ms(p->prepare_ns, a));
+        return;
+    }
+    printf("%s\n\n", reply->text);
+    print_report(p);
 }
 
 static void interrupted(struct watch *w)
@@ -187,5 +193,46 @@ int fvm_ctl_vm_migrate(struct fvm_ctl *ctl, struct fvm_err *err)
         fvm_rpc_close(&w.client);
     if (w.signals >= 0)
         close(w.signals);
+    return rc;
+}
+
+/* ---- explain ---- */
+
+static json_t *move_json(const Fvm__VmMove *m)
+{
+    json_t *o = json_pack("{s:s, s:s, s:I, s:b, s:s}", "from", m->from, "to", m->to, "wall_ns", (json_int_t)m->wall_ns,
+                          "moved", (int)m->moved, "why", m->why);
+    json_t *report = fvm_ctl_progress_json(m->report);
+    json_object_update(o, report);
+    json_decref(report);
+    return o;
+}
+
+int fvm_ctl_vm_explain(struct fvm_ctl *ctl, struct fvm_err *err)
+{
+    Fvm__Request request = FVM__REQUEST__INIT;
+    Fvm__VmName name = FVM__VM_NAME__INIT;
+    Fvm__Reply *reply = NULL;
+    char when[32];
+    name.name = (char *)(uintptr_t)ctl->opt.words[2];
+    request.what_case = FVM__REQUEST__WHAT_VM_EXPLAIN;
+    request.vm_explain = &name;
+    int rc = fvm_ctl_call(ctl, &request, FVM_CTL_ANSWER_MS, &reply, NULL, err);
+    if (rc)
+        return rc;
+    const Fvm__VmMove *m = reply->move;
+    if (!m || !m->report) {
+        rc = fvm_err_set(err, FVM_EPROTO, 0, "cluster", "the node gave no usable answer");
+    } else if (ctl->opt.json) {
+        fvm_ctl_print_json(move_json(m));
+    } else {
+        printf("%s VM %s ", fvm_ctl_time(m->wall_ns, when), name.name);
+        if (m->moved)
+            printf("moved from node %s to node %s\n\n", m->from, m->to);
+        else
+            printf("stayed on node %s, it was to move to node %s: %s\n\n", m->from, m->to, m->why);
+        print_report(m->report);
+    }
+    fvm__reply__free_unpacked(reply, NULL);
     return rc;
 }

@@ -40,6 +40,7 @@ static const struct command commands[] = {
     {"vm", "show", fvm_ctl_vm_show, 0},
     {"vm", "console", fvm_ctl_vm_console, SIGNALS},
     {"vm", "migrate", fvm_ctl_vm_migrate, SIGNALS},
+    {"vm", "explain", fvm_ctl_vm_explain, 0},
     {"vm", "recover", fvm_ctl_vm_recover, 0},
 };
 

@@ -133,6 +133,21 @@ static void fill_pieces(Fvm__MigrateProgress *p, json_t *e, Fvm__MigrateProgress
     }
 }
 
+/* For "vm explain", from any node, also when this one is gone. Nothing depends on it. */
+static void remember_move(struct fvm_node_vm *vm, Fvm__MigrateProgress *report, bool moved, const char *why)
+{
+    Fvm__VmMove move = FVM__VM_MOVE__INIT;
+    struct fvm_err err = {0};
+    move.from = vm->node->name;
+    move.to = vm->leaving->to;
+    move.wall_ns = fvm_wall_ns();
+    move.moved = moved;
+    move.why = (char *)(uintptr_t)why;
+    move.report = report;
+    if (fvm_vmdb_move_set(vm->node->store, vm->name, &move, &err))
+        fvm_log(WARN, "vm.move_unwritten", "vm=%s why=\"%s\"", vm->name, err.text);
+}
+
 static void move_done(struct fvm_node_vm *vm, json_t *event)
 {
     struct fvm_node_move *m = vm->leaving;
@@ -140,6 +155,15 @@ static void move_done(struct fvm_node_vm *vm, json_t *event)
     struct fvm_err err = {0};
     bool moved = strcmp(outcome, "moved") == 0;
     bool rehearsed = m->dry_run && strcmp(outcome, "stayed") == 0 && !word(event, "error")[0];
+    Fvm__MigrateProgress p = FVM__MIGRATE_PROGRESS__INIT;
+    Fvm__MigrateProgress__Piece pieces[PIECES_MAX], *list[PIECES_MAX];
+    fill_progress(&p, event);
+    fill_pieces(&p, event, pieces, list);
+    p.phase = (char *)(moved || rehearsed ? "done" : "failed");
+    p.owner = moved ? m->to : vm->node->name;
+    p.finished = true;
+    if (!m->dry_run)
+        remember_move(vm, &p, moved, word(event, "error"));
     if (!moved && !rehearsed) {
         bool unknown = strcmp(outcome, "unknown") == 0;
         fvm_err_set(&err,
@@ -154,15 +178,8 @@ static void move_done(struct fvm_node_vm *vm, json_t *event)
         return;
     }
     struct fvm_node_call *call = m->call;
-    Fvm__MigrateProgress p = FVM__MIGRATE_PROGRESS__INIT;
     Fvm__Reply reply = FVM__REPLY__INIT;
-    Fvm__MigrateProgress__Piece pieces[PIECES_MAX], *list[PIECES_MAX];
     char text[300];
-    fill_progress(&p, event);
-    fill_pieces(&p, event, pieces, list);
-    p.phase = (char *)"done";
-    p.owner = moved ? m->to : vm->node->name;
-    p.finished = true;
     snprintf(text, sizeof(text),
              moved ? "VM %s runs on node %s" : "rehearsal of VM %s to node %s went well, it runs on here", vm->name,
              m->to);

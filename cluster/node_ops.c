@@ -267,6 +267,26 @@ static void migrate(struct fvm_node_call *call, const Fvm__VmMigrate *request)
     fvm_node_migrate_start(call, vm, request);
 }
 
+static void explain(struct fvm_node_call *call, const char *name)
+{
+    Fvm__VmMove *move = NULL;
+    struct fvm_err err = {0};
+    int rc = fvm_dir_check_name("VM", name, &err);
+    if (!rc)
+        rc = fvm_vmdb_move_get(call->node->store, name, &move, &err);
+    if (rc == FVM_ENOENT)
+        fvm_err_set(&err, FVM_ENOENT, 0, "cluster", "no migration of a VM \"%.80s\" is known", name);
+    if (rc) {
+        fvm_node_call_fail(call, &err);
+        return;
+    }
+    Fvm__Reply reply = FVM__REPLY__INIT;
+    reply.text = (char *)"";
+    reply.move = move;
+    fvm_node_call_end(call, &reply);
+    fvm__vm_move__free_unpacked(move, NULL);
+}
+
 void fvm_node_ops_handle(struct fvm_node_call *call, const Fvm__Request *r)
 {
     switch (r->what_case) {
@@ -302,6 +322,9 @@ void fvm_node_ops_handle(struct fvm_node_call *call, const Fvm__Request *r)
         break;
     case FVM__REQUEST__WHAT_VM_RECOVER:
         fvm_node_recover(call->node, r->vm_recover->name, call);
+        break;
+    case FVM__REQUEST__WHAT_VM_EXPLAIN:
+        explain(call, r->vm_explain->name);
         break;
     case FVM__REQUEST__WHAT_VM_MIGRATE:
         migrate(call, r->vm_migrate);

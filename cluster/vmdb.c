@@ -11,7 +11,8 @@
 
 void fvm_vmdb_key(enum fvm_vmdb_key which, const char *name, char *buf, size_t size)
 {
-    static const char *const format[] = {"/vm/%s/config", "/vm/%s/record", "/vm/%s/status", "/node/%s", "/alive/%s"};
+    static const char *const format[] = {"/vm/%s/config", "/vm/%s/record", "/vm/%s/status",
+                                         "/vm/%s/move",   "/node/%s",      "/alive/%s"};
     snprintf(buf, size, format[which], name);
 }
 
@@ -189,7 +190,7 @@ int fvm_vmdb_delete(struct fvm_store *store, const char *name, uint64_t record_r
     char key[FVM_STORE_KEY_MAX];
     fvm_vmdb_key(FVM_VMDB_RECORD, name, key, sizeof(key));
     int rc = fvm_store_cas(store, key, record_revision, NULL, 0, 0, NULL, err); /* 0: there must be none */
-    for (int part = FVM_VMDB_CONFIG; !rc && part <= FVM_VMDB_STATUS; part++) {
+    for (int part = FVM_VMDB_CONFIG; !rc && part <= FVM_VMDB_MOVE; part++) {
         struct fvm_store_item item = {0};
         if (part == FVM_VMDB_RECORD)
             continue;
@@ -212,6 +213,21 @@ int fvm_vmdb_record_swap(struct fvm_store *store, const char *name, uint64_t exp
     return fvm_vmdb_put(store, key, expect, &record->base, 0, NULL, err);
 }
 
+/* Whatever was there before. */
+static int overwrite(struct fvm_store *store, const char *key, const ProtobufCMessage *m, struct fvm_err *err)
+{
+    int rc = FVM_ECONFLICT;
+    for (int tries = 0; rc == FVM_ECONFLICT && tries < 8; tries++) {
+        struct fvm_store_item item = {0};
+        int got = fvm_store_get(store, key, &item, err);
+        if (got && got != FVM_ENOENT)
+            return got;
+        rc = fvm_vmdb_put(store, key, got ? 0 : item.revision, m, 0, NULL, err);
+        fvm_store_item_fini(&item);
+    }
+    return rc;
+}
+
 int fvm_vmdb_status_set(struct fvm_store *store, const char *name, const char *node, const char *state,
                         const char *reason, int exit_status, struct fvm_err *err)
 {
@@ -223,14 +239,24 @@ int fvm_vmdb_status_set(struct fvm_store *store, const char *name, const char *n
     status.exit_status = exit_status;
     status.wall_ns = fvm_wall_ns();
     fvm_vmdb_key(FVM_VMDB_STATUS, name, key, sizeof(key));
-    int rc = FVM_ECONFLICT;
-    for (int tries = 0; rc == FVM_ECONFLICT && tries < 8; tries++) {
-        struct fvm_store_item item = {0};
-        int got = fvm_store_get(store, key, &item, err);
-        if (got && got != FVM_ENOENT)
-            return got;
-        rc = fvm_vmdb_put(store, key, got ? 0 : item.revision, &status.base, 0, NULL, err);
-        fvm_store_item_fini(&item);
-    }
+    return overwrite(store, key, &status.base, err);
+}
+
+int fvm_vmdb_move_set(struct fvm_store *store, const char *name, const Fvm__VmMove *move, struct fvm_err *err)
+{
+    char key[FVM_STORE_KEY_MAX];
+    fvm_vmdb_key(FVM_VMDB_MOVE, name, key, sizeof(key));
+    return overwrite(store, key, &move->base, err);
+}
+
+int fvm_vmdb_move_get(struct fvm_store *store, const char *name, Fvm__VmMove **ret_move, struct fvm_err *err)
+{
+    char key[FVM_STORE_KEY_MAX];
+    struct fvm_store_item item = {0};
+    fvm_vmdb_key(FVM_VMDB_MOVE, name, key, sizeof(key));
+    int rc = fvm_store_get(store, key, &item, err);
+    if (!rc)
+        rc = fvm_vmdb_unpack(&item, &fvm__vm_move__descriptor, ret_move, err);
+    fvm_store_item_fini(&item);
     return rc;
 }

@@ -1,5 +1,6 @@
 /*
- * vmdb.h - what the store keeps of a VM, typed: /vm/NAME/config, /vm/NAME/record, /vm/NAME/status
+ * vmdb.h - what the store keeps of a VM, typed: /vm/NAME/config, /vm/NAME/record, /vm/NAME/status,
+ * /vm/NAME/move
  * (proto/cluster.proto).
  *
  * The record says who may run the guest and is changed by compare-and-swap alone; config and record are made together
@@ -13,7 +14,7 @@
 #include "cluster/store.h"
 #include "proto/cluster.pb-c.h"
 
-enum fvm_vmdb_key { FVM_VMDB_CONFIG, FVM_VMDB_RECORD, FVM_VMDB_STATUS, FVM_VMDB_NODE, FVM_VMDB_ALIVE };
+enum fvm_vmdb_key { FVM_VMDB_CONFIG, FVM_VMDB_RECORD, FVM_VMDB_STATUS, FVM_VMDB_MOVE, FVM_VMDB_NODE, FVM_VMDB_ALIVE };
 
 /** One VM as the store knows it; parts that are missing are NULL. */
 struct fvm_vmdb_vm {
@@ -43,6 +44,9 @@ int fvm_vmdb_record_swap(struct fvm_store *store, const char *name, uint64_t exp
                          struct fvm_err *err);
 int fvm_vmdb_status_set(struct fvm_store *store, const char *name, const char *node, const char *state,
                         const char *reason, int exit_status, struct fvm_err *err);
+/** How the last migration went; FVM_ENOENT: there was none. */
+int fvm_vmdb_move_set(struct fvm_store *store, const char *name, const Fvm__VmMove *move, struct fvm_err *err);
+int fvm_vmdb_move_get(struct fvm_store *store, const char *name, Fvm__VmMove **ret_move, struct fvm_err *err);
 /** Any protobuf message under any key. */
 int fvm_vmdb_put(struct fvm_store *store, const char *key, uint64_t expect, const ProtobufCMessage *m, uint64_t lease,
                  uint64_t *ret_revision, struct fvm_err *err);

@@ -313,11 +313,30 @@ static bool over_rate(struct fvm_source *s)
     return s->rate_ns > now;
 }
 
+/* The deadline comes in the middle of a round: no reason to wait for its end. */
+static bool too_late(const struct fvm_source *s)
+{
+    return !s->paused && fvm_now_ns() - s->start_ns > s->opt.deadline_ns;
+}
+
+static int give_up_late(struct fvm_source *s, struct fvm_err *err)
+{
+    if (s->opt.on_miss == FVM_ON_MISS_PAUSE)
+        return 0; /* what is left goes while the guest stands still */
+    return fvm_err_set(err, FVM_ETIMEOUT, 0, "migrate",
+                       "not done by the deadline of %llu s: %llu MiB are left after %u rounds; allow more time or "
+                       "bandwidth, or use on-miss pause",
+                       (unsigned long long)(s->opt.deadline_ns / 1000000000),
+                       (unsigned long long)(fvm_memory_pending(s->memory) << FVM_PAGE_SHIFT >> 20), s->report.rounds);
+}
+
 int source_send_pages(struct fvm_source *s, uint32_t epoch, bool settle, struct fvm_err *err)
 {
     fvm_pfn cursor = 0;
     for (bool more = true; more || (settle && s->tx.count);) {
         int rc = 0;
+        if (too_late(s))
+            return give_up_late(s, err);
         bool may = more && fvm_stream_tx_room(&s->tx) && !over_rate(s);
         if (may) {
             struct fvm_sealed sealed;

@@ -41,7 +41,7 @@ _fvm_cluster() {
     "0 "*) mapfile -t COMPREPLY < <(compgen -W "init node operator vm" -- "$cur") ;;
     "1 node "*) mapfile -t COMPREPLY < <(compgen -W "add remove list" -- "$cur") ;;
     "1 operator "*) mapfile -t COMPREPLY < <(compgen -W "add remove" -- "$cur") ;;
-    "1 vm "*) mapfile -t COMPREPLY < <(compgen -W "create start list show console stop kill delete pause resume migrate recover" -- "$cur") ;;
+    "1 vm "*) mapfile -t COMPREPLY < <(compgen -W "create start list show console stop kill delete pause resume migrate explain recover" -- "$cur") ;;
     "2 node remove") mapfile -t COMPREPLY < <(compgen -W "$(_fvm_names nodes)" -- "$cur") ;;
     "2 vm create" | "2 vm list") ;;
     "2 vm "*) mapfile -t COMPREPLY < <(compgen -W "$(_fvm_names vms)" -- "$cur") ;;

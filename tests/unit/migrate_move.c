@@ -384,6 +384,25 @@ static void test_throttle(void)
     strike(&m);
 }
 
+/* The deadline comes before the first round is over: it is kept all the same. */
+static void test_deadline(void)
+{
+    struct move m;
+    stage(&m, 64 << 20);
+    toy_fill(&m.source, 3000, 16);
+    m.so.rate_limit_bytes = 2 << 20; /* six seconds */
+    m.so.deadline_ns = 300000000;
+    listen_now(&m);
+    send_now(&m);
+    check_stayed(&m, FVM_ETIMEOUT);
+    CU_ASSERT_TRUE(m.sr.total_ns < 2000000000 && m.sr.rounds == 1);
+    m.so.on_miss = FVM_ON_MISS_PAUSE;
+    send_now(&m);
+    check_moved(&m);
+    CU_ASSERT_TRUE(m.sr.total_ns < 3000000000);
+    strike(&m);
+}
+
 /* The limit holds: neither faster on the whole nor in a burst after a wait. */
 static void test_bandwidth(void)
 {
@@ -549,6 +568,7 @@ int main(void)
     CU_add_test(s, "does not converge", test_does_not_converge);
     CU_add_test(s, "throttle", test_throttle);
     CU_add_test(s, "bandwidth", test_bandwidth);
+    CU_add_test(s, "deadline", test_deadline);
     CU_basic_set_mode(CU_BRM_VERBOSE);
     CU_basic_run_tests();
     unsigned failed = CU_get_number_of_failures();
