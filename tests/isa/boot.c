@@ -177,6 +177,9 @@ static void check(const char *image, bool single_insn)
 static void real_mode(void) { check("real", false); }
 static void real_mode_single(void) { check("real", true); }
 static void limits(void) { check("limits", false); }
+static void protected_mode(void) { check("prot", false); }
+static void protected_mode_single(void) { check("prot", true); }
+static void strict(void) { check("strict", false); }
 
 static int print_output(const char *image)
 {
@@ -200,6 +203,9 @@ int main(int argc, char **argv)
     CU_add_test(s, "real mode", real_mode);
     CU_add_test(s, "real mode, instruction by instruction", real_mode_single);
     CU_add_test(s, "real mode, limits", limits);
+    CU_add_test(s, "protected mode", protected_mode);
+    CU_add_test(s, "protected mode, instruction by instruction", protected_mode_single);
+    CU_add_test(s, "protected mode, by the manual", strict);
     CU_basic_set_mode(CU_BRM_NORMAL);
     CU_basic_run_tests();
     unsigned bad = CU_get_number_of_failures();

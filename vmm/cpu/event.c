@@ -2,7 +2,7 @@
  * event.c - exceptions and interrupts through the guest's IDT, and the way back (IRET).
  *
  * One attempt (enter_*) either changes nothing and says which fault it met, or is done; fvm_event_deliver combines
- * attempts as the SDM's double-fault table says. Hardware task switching does not exist here: a task gate is #GP.
+ * attempts as the SDM's double-fault table says. Task gates lead to task.c.
  * Source: Intel SDM vol. 3A, ch. 6; IRET and INT n in vol. 2A.
  */
 
@@ -48,7 +48,8 @@ static int read_gate(struct fvm_vcpu *v, const struct fvm_event *e, struct gate 
     ret->ist = lng ? (unsigned)(d[0] >> 32) & 7u : 0;
     ret->off = (d[0] & 0xffff) | ((d[0] >> 32) & 0xffff0000) | (d[1] << 32);
     type = ret->attr & 0x1fu; /* with S */
-    if (type != FVM_T_INT && type != FVM_T_TRAP && (lng || (type != FVM_T_INT16 && type != FVM_T_TRAP16)))
+    if (type != FVM_T_INT && type != FVM_T_TRAP &&
+        (lng || (type != FVM_T_INT16 && type != FVM_T_TRAP16 && type != FVM_T_TASK_GATE)))
         return fvm_raise(fault, FVM_EXC_GP, true, code);
     if (type == FVM_T_INT16 || type == FVM_T_TRAP16)
         ret->off &= 0xffff;
@@ -164,7 +165,16 @@ static int enter_protected(struct fvm_vcpu *v, const struct fvm_event *e, struct
     uint64_t sp = v->regs[FVM_RSP], w[10];
     bool v86 = fvm_vcpu_v86(v);
 
-    if (read_gate(v, e, &g, fault) || target_cs(v, e, &g, &cs, &cpl, fault))
+    if (read_gate(v, e, &g, fault))
+        return FVM_FAULT;
+    if ((g.attr & 0x1f) == FVM_T_TASK_GATE) {
+        if (v->in_fast) {
+            v->fast_gave_up = 1;
+            return fvm_raise_gp0(fault);
+        }
+        return v->task_event(v, g.sel, frame_flags(v, e), e->has_code, e->code, e->ext, fault);
+    }
+    if (target_cs(v, e, &g, &cs, &cpl, fault))
         return FVM_FAULT;
     if (cpl < v->cpl && inner_ss(v, e, cpl, &ss, &sp, fault))
         return FVM_FAULT;

@@ -140,7 +140,7 @@ int fvm_event_iret(struct fvm_vcpu *v, unsigned bytes, struct fvm_fault *fault)
     if (fvm_vcpu_real(v) || fvm_vcpu_v86(v))
         return iret_real(v, bytes, fault);
     if (v->rflags & FVM_F_NT)
-        return fvm_raise_gp0(fault); /* a task return: no hardware tasks here (and none in long mode) */
+        return fvm_raise_gp0(fault); /* long mode has no tasks; elsewhere task.c's, see fvm_part_transfer */
     if (fvm_stack_peek(v, 0, bytes, w, 3, fault))
         return FVM_FAULT;
     f = (struct frame){.rip = w[0], .cs = (uint16_t)w[1], .flags = w[2]};

@@ -5,6 +5,7 @@
 
 #include "vmm/cpu/descriptor.h"
 #include "vmm/cpu/system.h"
+#include "vmm/cpu/task.h"
 
 #define PAT_RESET 0x0007040600070406ull
 #define MISC_ENABLE_RESET (1ull | 1ull << 11 | 1ull << 12) /* fast strings; no BTS, no PEBS */
@@ -55,6 +56,7 @@ void fvm_vcpu_reset_state(struct fvm_vcpu *v, bool init)
     uint64_t cache_bits = init ? v->cr0 & (FVM_CR0_CD | FVM_CR0_NW) : FVM_CR0_CD | FVM_CR0_NW;
 
     v->vmem_device = fvm_vmem_device;
+    v->task_event = fvm_task_event;
     memset(v->regs, 0, sizeof(v->regs));
     v->regs[FVM_RDX] = 0xf06e1; /* the signature of CPUID leaf 1 */
     v->rip = 0xfff0;

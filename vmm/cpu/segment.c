@@ -2,7 +2,7 @@
  * segment.c - loading segment registers, and far transfers of control.
  *
  * Everything is judged before anything changes. Call gates are followed (also to an inner ring); task gates and TSS
- * descriptors as targets are #GP: there is no hardware task switching.
+ * descriptors as targets are task.c's, before anybody asks here.
  * Source: Intel SDM vol. 2A (MOV, CALL, JMP, RET), vol. 3A ch. 5.
  */
 #include "vmm/cpu/segment.h"

@@ -147,6 +147,9 @@ struct fvm_vcpu {
      * fails and fast_gave_up says that the slow way must do it all again. */
     void (*vmem_device)(struct fvm_vcpu *v, fvm_gpa gpa, void *buf, size_t len, bool write, bool ram);
     uint8_t in_fast, fast_gave_up;
+    /* event.c: an interrupt through a task gate (task.c), likewise */
+    int (*task_event)(struct fvm_vcpu *v, uint16_t sel, uint64_t flags, bool has_code, uint32_t code, unsigned ext,
+                      struct fvm_fault *fault);
 };
 
 static inline uint64_t fvm_vcpu_rflags(const struct fvm_vcpu *v)

@@ -4,6 +4,7 @@
 #include "vmm/cpu/event.h"
 #include "vmm/cpu/segment.h"
 #include "vmm/cpu/system_part.h"
+#include "vmm/cpu/task.h"
 
 static int mov_seg(struct fvm_vcpu *v, const struct fvm_insn *insn, struct fvm_fault *fault)
 {
@@ -298,6 +299,12 @@ static int far_transfer(struct fvm_vcpu *v, const struct fvm_insn *insn, struct 
     } else {
         return fvm_raise_ud(fault);
     }
+    if (fvm_task_possible(v)) {
+        int r = fvm_task_far(v, sel, insn->z.mnemonic == ZYDIS_MNEMONIC_CALL, fvm_next_rip(v, insn), fault);
+
+        if (r != FVM_TASK_NOT)
+            return r;
+    }
     if (insn->z.mnemonic == ZYDIS_MNEMONIC_JMP)
         return fvm_segment_far_jump(v, sel, off, bytes, fault);
     return fvm_segment_far_call(v, sel, off, bytes, fvm_next_rip(v, insn), fault);
@@ -310,13 +317,20 @@ static int soft_interrupt(struct fvm_vcpu *v, const struct fvm_insn *insn, unsig
     return jumped(fvm_event_soft(v, vector, fvm_next_rip(v, insn), insn->z.mnemonic != ZYDIS_MNEMONIC_INT1, fault));
 }
 
+static int iret(struct fvm_vcpu *v, const struct fvm_insn *insn, unsigned bytes, struct fvm_fault *fault)
+{
+    if ((v->rflags & FVM_F_NT) && fvm_task_possible(v))
+        return jumped(fvm_task_return(v, fvm_next_rip(v, insn), fault));
+    return jumped(fvm_event_iret(v, bytes, fault));
+}
+
 int fvm_part_transfer(struct fvm_vcpu *v, const struct fvm_insn *insn, struct fvm_fault *fault)
 {
     switch (insn->z.mnemonic) {
     case ZYDIS_MNEMONIC_IRET:
-        return jumped(fvm_event_iret(v, 2, fault));
+        return iret(v, insn, 2, fault);
     case ZYDIS_MNEMONIC_IRETD:
-        return jumped(fvm_event_iret(v, 4, fault));
+        return iret(v, insn, 4, fault);
     case ZYDIS_MNEMONIC_IRETQ:
         return jumped(fvm_event_iret(v, 8, fault));
     case ZYDIS_MNEMONIC_INT:

@@ -254,6 +254,8 @@ void fvm_tr_classify(struct fvm_tr *tr, struct fvm_tr_insn *i)
     else if (tr->bits == 32 && (in->z.attributes & ZYDIS_ATTRIB_HAS_SEGMENT_CS) && names_memory(in) && c != FVM_C_SYSTEM &&
              c != FVM_C_LEA && c != FVM_C_DROP)
         c = FVM_C_ONE; /* code segments are not writable */
+    else if (tr->bits == 32 && c == FVM_C_BT_MEM && (in->z.attributes & (ZYDIS_ATTRIB_HAS_SEGMENT_FS | ZYDIS_ATTRIB_HAS_SEGMENT_GS)))
+        c = FVM_C_ONE;
     else if (tr->bits == 32 && in->z.address_width == 16 && c != FVM_C_SYSTEM && c != FVM_C_LEA && c != FVM_C_DROP &&
         (names_memory(in) || c == FVM_C_STRING || c == FVM_C_LOOP))
         c = FVM_C_ONE; /* addresses that wrap at 64 KiB, counts in cx: exec_one's */

@@ -249,7 +249,50 @@ static int exec_pop(struct fvm_vcpu *v, const struct fvm_insn *in, unsigned byte
     return 0;
 }
 
-/* push, pop, leave, enter, near call and ret: 1 if it was none of them */
+static bool condition(uint64_t f, unsigned cc)
+{
+    bool cf = f & FVM_F_CF, zf = f & FVM_F_ZF, sf = f & FVM_F_SF, of = f & FVM_F_OF, pf = f & FVM_F_PF, yes;
+    switch (cc >> 1) {
+    case 0: yes = of; break;
+    case 1: yes = cf; break;
+    case 2: yes = zf; break;
+    case 3: yes = cf || zf; break;
+    case 4: yes = sf; break;
+    case 5: yes = pf; break;
+    case 6: yes = sf != of; break;
+    default: yes = zf || sf != of; break;
+    }
+    return yes != (cc & 1);
+}
+
+/* jcc, jcxz, loop: the counter changes only if the target can be gone to */
+static int exec_cond_branch(struct fvm_vcpu *v, const struct fvm_insn *in, unsigned bytes, uint64_t *ret_next, struct fvm_fault *fault)
+{
+    unsigned width = in->z.address_width / 8u;
+    uint64_t target = to_width(*ret_next + (uint64_t)in->z.raw.imm[0].value.s, bytes), count = fvm_reg_get(v, FVM_RCX, width);
+    bool loops = false, taken, zf = v->rflags & FVM_F_ZF;
+    switch (in->z.mnemonic) {
+    case ZYDIS_MNEMONIC_JCXZ: case ZYDIS_MNEMONIC_JECXZ: case ZYDIS_MNEMONIC_JRCXZ:
+        taken = !count;
+        break;
+    case ZYDIS_MNEMONIC_LOOP: case ZYDIS_MNEMONIC_LOOPE: case ZYDIS_MNEMONIC_LOOPNE:
+        loops = true;
+        count = to_width(count - 1, width);
+        taken = count && (in->z.mnemonic == ZYDIS_MNEMONIC_LOOP || zf == (in->z.mnemonic == ZYDIS_MNEMONIC_LOOPE));
+        break;
+    default:
+        taken = condition(v->rflags, in->z.opcode & 15);
+    }
+    if (taken && fvm_desc_check_rip(v, &v->seg[FVM_CS], target, 0, fault))
+        return FVM_FAULT;
+    if (loops)
+        fvm_reg_set(v, FVM_RCX, width, count);
+    if (taken)
+        *ret_next = target;
+    return 0;
+}
+
+/* push, pop, leave, enter, near call and ret, conditional branches: -1 if it was none of them */
 static int exec_stack(struct fvm_vcpu *v, const struct fvm_insn *in, uint64_t *ret_next, struct fvm_fault *fault)
 {
     unsigned bytes = stack_bytes(v, in);
@@ -296,23 +339,10 @@ static int exec_stack(struct fvm_vcpu *v, const struct fvm_insn *in, uint64_t *r
         else if (fvm_operand_read(v, in, &in->ops[0], bytes, &value, fault))
             return FVM_FAULT;
         break;
-    case ZYDIS_MNEMONIC_JCXZ:
-        if ((uint16_t)v->regs[FVM_RCX])
-            return 0;
-        value = next + (uint64_t)in->z.raw.imm[0].value.s;
-        break;
-    case ZYDIS_MNEMONIC_LOOP: case ZYDIS_MNEMONIC_LOOPE: case ZYDIS_MNEMONIC_LOOPNE:
-        if (in->z.address_width != 16)
-            return -1;
-        fvm_reg_set(v, FVM_RCX, 2, v->regs[FVM_RCX] - 1);
-        if (!(uint16_t)v->regs[FVM_RCX] ||
-            (in->z.mnemonic == ZYDIS_MNEMONIC_LOOPE && !(v->rflags & FVM_F_ZF)) ||
-            (in->z.mnemonic == ZYDIS_MNEMONIC_LOOPNE && (v->rflags & FVM_F_ZF)))
-            return 0;
-        value = next + (uint64_t)in->z.raw.imm[0].value.s;
-        break;
     default:
-        return -1;
+        if (in->z.meta.category != ZYDIS_CATEGORY_COND_BR || !in->z.raw.imm[0].is_relative)
+            return -1;
+        return exec_cond_branch(v, in, bytes, ret_next, fault);
     }
     *ret_next = to_width(value, bytes);
     return fvm_desc_check_rip(v, &v->seg[FVM_CS], *ret_next, 0, fault);

@@ -5,7 +5,7 @@
 #include "vmm/cpu/descriptor.h"
 #include "vmm/cpu/translate/engine.h"
 
-/* 32-bit code whose addresses are linear addresses, whichever segment they go through (FS and GS have a base all the same). */
+/* 32-bit code whose addresses are linear addresses, but for those through FS and GS: they have a base and a limit all the same. */
 static bool flat(const struct fvm_vcpu *v)
 {
     const uint16_t data = FVM_A_P | FVM_A_S | FVM_A_CODE | FVM_A_DOWN | FVM_A_WRITABLE;
@@ -15,6 +15,9 @@ static bool flat(const struct fvm_vcpu *v)
             (k != FVM_CS && (s->attr & data) != (FVM_A_P | FVM_A_S | FVM_A_WRITABLE)))
             return false;
     }
+    for (unsigned k = FVM_FS; k <= FVM_GS; k++)
+        if ((v->seg[k].attr & FVM_A_P) && (v->seg[k].attr & data) != (FVM_A_P | FVM_A_S | FVM_A_WRITABLE))
+            return false;
     return (v->seg[FVM_SS].attr & FVM_A_D) != 0;
 }
 

@@ -156,7 +156,7 @@ void fvm_tr_memop(struct fvm_tr *tr, const struct fvm_memref *m, unsigned size, 
         tr->e->sites[c->site].kind |= FVM_SITE_STACK;
     if (fvm_insn_is_vmaskmov(&fvm_tr_cur(tr)->in))
         tr->e->sites[c->site].kind |= FVM_SITE_MASKED;
-    if (FVM_UNLIKELY(tr->mode & FVM_MODE_SEG)) {
+    if (FVM_UNLIKELY(tr->mode & FVM_MODE_SEG) || (tr->bits == 32 && m->seg != FVM_NOREG)) {
         fvm_seg16_address(tr, m, size, c->site);
         e_mov(em, tr->u, tr->t);
         *ret = (struct fvm_hostref){tr->t, tr->u, -usual};

@@ -23,10 +23,13 @@ static bool on_registers(const struct fvm_insn *in)
     return true;
 }
 
-/* A jump within the code segment's limit, whatever its target is: 16-bit offsets below 64 KiB, 32-bit ones below 4 GiB. */
-static bool stays_inside(const struct fvm_tr *tr, const struct fvm_insn *in)
+/* A jump within the code segment's limit: 16-bit offsets are below 64 KiB, 32-bit ones below 4 GiB, and some targets are known. */
+static bool stays_inside(const struct fvm_tr *tr, const struct fvm_tr_insn *i)
 {
-    return in->z.operand_width == 16 ? true : (tr->mode & FVM_MODE_CS4G) != 0;
+    const struct fvm_insn *in = &i->in;
+    if (in->z.operand_width == 16 || (tr->mode & FVM_MODE_CS4G))
+        return true;
+    return in->z.raw.imm[0].is_relative && (uint32_t)(fvm_tr_next_rip(tr, i) + (uint64_t)in->z.raw.imm[0].value.s) <= 0xffff;
 }
 
 static bool usable(const struct fvm_tr *tr, unsigned seg)
@@ -62,13 +65,13 @@ static bool does_it(const struct fvm_tr *tr, const struct fvm_tr_insn *i, unsign
     case FVM_C_PUSH: case FVM_C_POP:
         return usable(tr, FVM_SS) && plain_operand(tr, in);
     case FVM_C_JMP: case FVM_C_JCC:
-        return stays_inside(tr, in);
+        return stays_inside(tr, i);
     case FVM_C_CALL: case FVM_C_RET:
-        return stays_inside(tr, in) && usable(tr, FVM_SS);
+        return stays_inside(tr, i) && usable(tr, FVM_SS);
     case FVM_C_JMP_IND: case FVM_C_CALL_IND:
-        return stays_inside(tr, in) && usable(tr, FVM_SS) && plain_operand(tr, in);
+        return stays_inside(tr, i) && usable(tr, FVM_SS) && plain_operand(tr, in);
     case FVM_C_LOOP:
-        return stays_inside(tr, in) && (in->z.address_width == 32 || in->z.mnemonic == ZYDIS_MNEMONIC_LOOP ||
+        return stays_inside(tr, i) && (in->z.address_width == 32 || in->z.mnemonic == ZYDIS_MNEMONIC_LOOP ||
                                         in->z.mnemonic == ZYDIS_MNEMONIC_JCXZ);
     default:
         return false;
