@@ -141,7 +141,7 @@ static unsigned align_mask(unsigned size)
 void fvm_tr_memop(struct fvm_tr *tr, const struct fvm_memref *m, unsigned size, unsigned want, struct fvm_hostref *ret)
 {
     struct fvm_emit *em = &tr->em;
-    fvm_tr_flags_clobber(tr, fvm_tr_cur(tr)->live_in);
+    fvm_tr_flags_clobber(tr, tr->mode & FVM_MODE_SEG ? FVM_ARITH_FLAGS : fvm_tr_cur(tr)->live_in); /* old programs look at them */
     struct fvm_cold *c = &tr->cold[tr->cold_n++];
     *c = (struct fvm_cold){.kind = FVM_COLD_MEM, .base = FVM_NOREG, .size = (uint16_t)size, .mark = (uint8_t)tr->cur};
     bool absolute = m->base == FVM_NOREG && m->index == FVM_NOREG && m->seg == FVM_NOREG && !m->anchored;
