@@ -39,6 +39,7 @@ enum {
     O_BOOT,
     O_NET,
     O_NO_RNG,
+    O_VGA,
     O_ON_RESET,
 };
 
@@ -69,6 +70,7 @@ static const struct argp_option table[] = {
      "raw image or block device, seen by all nodes; may be repeated", 0},
     {"net", O_NET, "switch[,model=virtio|e1000][,mac=M]|user[,hostfwd=...]|none", 0,
      "switch: the cluster's network; user: this host's. May be repeated", 0},
+    {"vga", O_VGA, "std|none", 0, "display adapter (default std)", 0},
     {"no-rng", O_NO_RNG, 0, 0, "no virtio random number generator", 0},
     {"on-reset", O_ON_RESET, "reset|stop", 0, "what a reset by the guest does", 0},
     {0, 0, 0, 0, "vm stop:", 4},
@@ -239,6 +241,9 @@ static void machine_option(struct parse *p, int key, const char *arg)
         break;
     case O_NO_RNG:
         c->rng = false;
+        break;
+    case O_VGA:
+        rc = fvm_config_set(&c->vga, arg);
         break;
     case O_ON_RESET:
         rc = fvm_config_set(&c->on_reset, arg);

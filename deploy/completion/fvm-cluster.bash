@@ -18,6 +18,7 @@ _fvm_cluster() {
     --kernel | --initrd | --disk | --cdrom | --dir | -d) mapfile -t COMPREPLY < <(compgen -f -- "$cur"); return ;;
     --node) mapfile -t COMPREPLY < <(compgen -W "$(_fvm_names nodes)" -- "$cur"); return ;;
     --on-miss) mapfile -t COMPREPLY < <(compgen -W "cancel pause" -- "$cur"); return ;;
+    --vga) mapfile -t COMPREPLY < <(compgen -W "std none" -- "$cur"); return ;;
     --on-reset) mapfile -t COMPREPLY < <(compgen -W "reset stop" -- "$cur"); return ;;
     --net) mapfile -t COMPREPLY < <(compgen -W "switch user none" -- "$cur"); return ;;
     --machine) mapfile -t COMPREPLY < <(compgen -W "pc virtio" -- "$cur"); return ;;
@@ -29,7 +30,7 @@ _fvm_cluster() {
         case "${words[0]:-} ${words[1]:-}" in
         "init ") options+=" --store" ;;
         "node add") options+=" --address" ;;
-        "vm create") options+=" --kernel --firmware --initrd --append --memory --cpus --cpu --machine --boot --disk --cdrom --net --no-rng --on-reset" ;;
+        "vm create") options+=" --kernel --firmware --initrd --append --memory --cpus --cpu --machine --boot --disk --cdrom --net --vga --no-rng --on-reset" ;;
         "vm stop") options+=" --timeout" ;;
         "vm console") options+=" --no-history" ;;
         "vm migrate") options+=" --max-downtime --deadline --on-miss --max-bandwidth --no-throttle --dry-run" ;;
