@@ -38,7 +38,7 @@ static const struct argp_option run_options[] = {
      "a raw disk image or block device; may be repeated", 0},
     {"cdrom", O_CDROM, "FILE[,if=ide|ahci]", 0, "a CD-ROM drive with this image; may be repeated", 0},
     {"boot", O_BOOT, "disk,cdrom,net", 0, "what firmware tries, in this order (default disk,cdrom,net)", 0},
-    {"net", O_NET, "user[,model=virtio|e1000][,hostfwd=tcp:ADDR:PORT-:PORT]|switch:PATH|none", 0,
+    {"net", O_NET, "user[,model=virtio|e1000][,hostfwd=tcp:ADDR:PORT-:PORT][,tftp=DIR,bootfile=FILE]|switch:PATH|none", 0,
      "a network card; may be repeated", 0},
     {"serial", O_SERIAL, "stdio|file:F|unix:F|none", 0, "where COM1 goes (default stdio)", 0},
     {"console", O_CONSOLE, "stdio|file:F|unix:F|none", 0, "a virtio console (default none)", 0},

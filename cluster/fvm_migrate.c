@@ -516,8 +516,15 @@ static Fvm__VmConfig *local_config(const Fvm__VmConfig *sent, const Fvm__VmConfi
         rc = fvm_config_set(&c->console, own->console);
     if (!rc)
         rc = fvm_config_set(&c->control, own->control);
-    for (size_t i = 0; !rc && i < c->n_nets && i < own->n_nets; i++)
+    if (!rc)
+        rc = fvm_config_set(&c->firmware, own->firmware);
+    for (size_t i = 0; !rc && i < c->n_nets && i < own->n_nets; i++) {
         rc = fvm_config_set(&c->nets[i]->kind, own->nets[i]->kind);
+        if (!rc)
+            rc = fvm_config_set(&c->nets[i]->tftp, own->nets[i]->tftp);
+        if (!rc)
+            rc = fvm_config_set(&c->nets[i]->bootfile, own->nets[i]->bootfile);
+    }
     for (size_t i = 0; !rc && i < c->n_disks && i < own->n_disks; i++)
         rc = fvm_config_set(&c->disks[i]->path, own->disks[i]->path);
     if (rc && c)
@@ -533,6 +540,8 @@ static int check_sent(const Fvm__VmConfig *sent, const Fvm__VmConfig *own, struc
         return fvm_err_set(err, FVM_EINVAL, 0, "migrate",
                            "the guest that comes has another machine (memory, processors, disks, networks) than this "
                            "process was started for");
+    if (!sent->firmware[0] != !own->firmware[0])
+        return fvm_err_set(err, FVM_EINVAL, 0, "migrate", "one side was started with --firmware, the other with --kernel");
     if (fvm_config_is_pc(sent) != fvm_config_is_pc(own))
         return fvm_err_set(err, FVM_EINVAL, 0, "migrate", "the guest that comes has --machine %s, this process %s",
                            fvm_config_is_pc(sent) ? "pc" : "virtio", fvm_config_is_pc(own) ? "pc" : "virtio");

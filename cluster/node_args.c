@@ -56,7 +56,7 @@ static void add_disk(struct args *a, const Fvm__DiskConfig *d)
 /* "switch:@" stands for the switch of whatever node the VM is on. */
 static void add_net(struct args *a, const Fvm__NetConfig *n, const char *switch_socket)
 {
-    char text[8192], path[4200];
+    char text[16384], path[4200];
     size_t len;
     if (strcmp(n->kind, "switch:@") == 0) {
         escape(switch_socket, path, sizeof(path));
@@ -66,6 +66,14 @@ static void add_net(struct args *a, const Fvm__NetConfig *n, const char *switch_
     }
     if (n->model[0])
         len += (size_t)snprintf(text + len, sizeof(text) - len, ",model=%.16s", n->model);
+    if (n->tftp[0]) {
+        escape(n->tftp, path, sizeof(path));
+        len += (size_t)snprintf(text + len, sizeof(text) - len, ",tftp=%.4000s", path);
+    }
+    if (n->bootfile[0]) {
+        escape(n->bootfile, path, sizeof(path));
+        len += (size_t)snprintf(text + len, sizeof(text) - len, ",bootfile=%.300s", path);
+    }
     if (n->mac.len == 6)
         len += (size_t)snprintf(text + len, sizeof(text) - len, ",mac=%02x:%02x:%02x:%02x:%02x:%02x", n->mac.data[0],
                                 n->mac.data[1], n->mac.data[2], n->mac.data[3], n->mac.data[4], n->mac.data[5]);

@@ -36,6 +36,8 @@ struct fvm_net_options {
     unsigned forward_count;
     bool restricted;  /* no way out to the host's network, forwards only */
     bool host_loopback; /* "user": let the guest reach services on the host's 127.0.0.1 as 10.0.2.2; else refused */
+    const char *tftp;     /* "user": directory that the guest may read by TFTP from 10.0.2.2; NULL: none. Borrowed for the call */
+    const char *bootfile; /* "user": file there that DHCP names for booting; NULL: none */
     bool inactive;    /* migration destination: bind and connect nothing yet; fvm_net_activate does */
 };
 

@@ -33,6 +33,7 @@ struct user {
     struct fvm_net_forward *forwards;
     unsigned forward_count;
     bool restricted, host_loopback;
+    char *tftp, *bootfile; /* NULL: none */
     int epoll, bell;
     bool rung;
     struct fvm_loop_io *io;
@@ -384,6 +385,8 @@ static Slirp *make_slirp(struct user *u)
         .in_enabled = true,
         .vhostname = "fvm",
         .disable_host_loopback = !u->host_loopback,
+        .tftp_path = u->tftp,
+        .bootfile = u->bootfile,
     };
     inet_pton(AF_INET, "10.0.2.0", &cfg.vnetwork);
     inet_pton(AF_INET, "255.255.255.0", &cfg.vnetmask);
@@ -498,6 +501,8 @@ static void user_close(struct fvm_net *net)
     drop_pending(u);
     free(u->watched);
     free(u->forwards);
+    free(u->tftp);
+    free(u->bootfile);
     free(u);
 }
 
@@ -533,6 +538,15 @@ int fvm_net_user_create(const struct fvm_net_options *opt, struct fvm_net **ret_
     u->forward_count = opt->forward_count;
     u->restricted = opt->restricted;
     u->host_loopback = opt->host_loopback;
+    u->tftp = opt->tftp ? strdup(opt->tftp) : NULL;
+    u->bootfile = opt->bootfile ? strdup(opt->bootfile) : NULL;
+    if (!u->tftp != !opt->tftp || !u->bootfile != !opt->bootfile) {
+        free(u->tftp);
+        free(u->bootfile);
+        free(forwards);
+        free(u);
+        return fvm_err_set(err, FVM_ENOMEM, 0, "net", "user network: out of memory");
+    }
     u->epoll = u->bell = -1;
     *ret_net = &u->net;
     return 0;

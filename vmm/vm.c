@@ -180,6 +180,8 @@ static int open_net(struct fvm_vm *vm, size_t index, struct fvm_err *err)
     const struct fvm_net_options opt = {.kind = net->kind,
                                         .forwards = list,
                                         .forward_count = (unsigned)net->n_forwards,
+                                        .tftp = net->tftp[0] ? net->tftp : NULL,
+                                        .bootfile = net->bootfile[0] ? net->bootfile : NULL,
                                         .inactive = vm->hooks.inactive};
     int r = fvm_net_open(vm->loop, &opt, NULL, NULL, &vm->nets[vm->net_count], err);
     if (!r) {

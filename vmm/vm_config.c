@@ -275,6 +275,9 @@ int fvm_config_check(const Fvm__VmConfig *config, bool files, struct fvm_err *er
         r = fvm_config_check_nets(config, err);
     if (!r)
         r = fvm_config_check_machine(config, err);
+    for (size_t i = 0; !r && files && i < config->n_nets; i++)
+        if (config->nets[i]->tftp[0])
+            r = check_readable("TFTP directory", config->nets[i]->tftp, err);
     if (!r && files && config->kernel[0])
         r = check_readable("kernel", config->kernel, err);
     if (!r && files && config->firmware[0] && strcmp(config->firmware, "seabios"))

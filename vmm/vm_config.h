@@ -14,6 +14,7 @@
 #define FVM_CONFIG_CPUS_MAX 64
 #define FVM_CONFIG_DISKS_MAX 8
 #define FVM_CONFIG_NETS_MAX 4
+#define FVM_CONFIG_BOOTFILE_MAX 127 /* what fits a BOOTP answer */
 #define FVM_CONFIG_IDE_MAX 4  /* two channels of two drives */
 #define FVM_CONFIG_AHCI_MAX 6 /* ports of an ICH9 */
 #define FVM_CONFIG_FORWARDS_MAX 64
@@ -39,7 +40,7 @@ int fvm_config_add_disk(Fvm__VmConfig *config, const char *spec, struct fvm_err 
 /** "F[,if=ide|ahci][,serial=S]": a CD-ROM drive with the image F in it. */
 int fvm_config_add_cdrom(Fvm__VmConfig *config, const char *spec, struct fvm_err *err);
 /**
- * "none" | "user[,model=virtio|e1000][,mac=M][,hostfwd=tcp:[ADDR]:PORT-[ADDR]:PORT]..." | "switch:PATH[,model=..][,mac=M]".
+ * "none" | "user[,model=virtio|e1000][,mac=M][,tftp=DIR][,bootfile=F][,hostfwd=tcp:[ADDR]:PORT-[ADDR]:PORT]..." | "switch:PATH[,model=..][,mac=M]".
  * "none" adds nothing.
  */
 int fvm_config_add_net(Fvm__VmConfig *config, const char *spec, struct fvm_err *err);

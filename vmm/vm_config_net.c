@@ -125,8 +125,16 @@ static int net_option(Fvm__NetConfig *net, const char *item, struct fvm_err *err
             return fvm_err_set(err, FVM_ENOMEM, 0, room, "out of memory");
         return 0;
     }
+    if ((!strncmp(item, "tftp=", 5) && item[5]) || (!strncmp(item, "bootfile=", 9) && item[9])) {
+        if (strcmp(net->kind, "user") != 0)
+            return fvm_err_set(err, FVM_EINVAL, 0, room, "tftp and bootfile belong to --net user");
+        if (fvm_config_set(item[0] == 't' ? &net->tftp : &net->bootfile, strchr(item, '=') + 1))
+            return fvm_err_set(err, FVM_ENOMEM, 0, room, "out of memory");
+        return 0;
+    }
     return fvm_err_set(err, FVM_EINVAL, 0, room,
-                       "net option \"%.60s\" is unknown; known are hostfwd=..., mac=... and model=virtio|e1000", item);
+                       "net option \"%.60s\" is unknown; known are hostfwd=..., mac=..., model=virtio|e1000, tftp=DIR and "
+                       "bootfile=FILE", item);
 }
 
 static bool kind_known(const char *kind)
@@ -195,6 +203,9 @@ int fvm_config_check_nets(const Fvm__VmConfig *config, struct fvm_err *err)
             return fvm_err_set(err, FVM_EINVAL, 0, room, "network %zu: kind \"%.40s\" is unknown", i, net->kind);
         if (net->mac.len != 0 && (net->mac.len != 6 || (net->mac.data[0] & 1)))
             return fvm_err_set(err, FVM_EINVAL, 0, room, "network %zu: bad MAC address", i);
+        if (strlen(net->bootfile) > FVM_CONFIG_BOOTFILE_MAX)
+            return fvm_err_set(err, FVM_EINVAL, 0, room, "network %zu: a boot file's name has at most %d characters", i,
+                               FVM_CONFIG_BOOTFILE_MAX);
         if (net->n_forwards > FVM_CONFIG_FORWARDS_MAX)
             return fvm_err_set(err, FVM_EINVAL, 0, room, "network %zu: more than %d forwards", i,
                                FVM_CONFIG_FORWARDS_MAX);

@@ -72,6 +72,11 @@ static void machines(void)
     CU_ASSERT_EQUAL(fvm_config_add_cdrom(c, "", NULL), FVM_EINVAL);
     CU_ASSERT_EQUAL(fvm_config_add_disk(c, "/c,if=scsi", NULL), FVM_EINVAL);
     CU_ASSERT_EQUAL(fvm_config_add_net(c, "user,model=ne2k", NULL), FVM_EINVAL);
+    CU_ASSERT_EQUAL(fvm_config_add_net(c, "user,tftp=", NULL), FVM_EINVAL);
+    CU_ASSERT_EQUAL(fvm_config_add_net(c, "switch:/s,tftp=/srv", NULL), FVM_EINVAL);
+    CU_ASSERT_EQUAL(fvm_config_add_net(c, "user,tftp=/a,,b,bootfile=x", NULL), 0);
+    CU_ASSERT_STRING_EQUAL(c->nets[c->n_nets - 1]->tftp, "/a,b");
+    CU_ASSERT_STRING_EQUAL(c->nets[c->n_nets - 1]->bootfile, "x");
     CU_ASSERT_EQUAL(fvm_config_add_net(c, "user,model=e1000", NULL), 0);
     for (int i = 0; i < 3; i++)
         CU_ASSERT_EQUAL(fvm_config_add_disk(c, "/d,if=ide", NULL), 0);
