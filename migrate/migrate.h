@@ -96,10 +96,11 @@ struct fvm_source_options {
     uint64_t max_downtime_ns;   /* 0: 300 ms */
     uint64_t deadline_ns;       /* 0: 10 min */
     enum fvm_on_miss on_miss;
-    uint64_t rate_limit_bytes;    /* per second, not while the guest stands still; 0: none */
-    bool dry_run, verify_all;     /* verify_all: hash all of RAM in the blackout, trusting no cache */
-    bool no_throttle;             /* never slow the guest's writers down */
-    int compress;                 /* 0 auto (not on this machine's own addresses), 1 always try, -1 never */
+    uint64_t rate_limit_bytes; /* per second, not while the guest stands still; 0: none */
+    bool dry_run, verify_all;  /* verify_all: hash all of RAM in the blackout, trusting no cache */
+    bool no_throttle;          /* never slow the guest's writers down */
+    int compress; /* 0 while the link is the bottleneck (never on this machine's own addresses), 1 always try, -1 never
+                   */
     struct fvm_memory **memory_p; /* kept between attempts; NULL: not kept */
     struct fvm_migrate_faults faults;
     struct fvm_migrate_hooks hooks;

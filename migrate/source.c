@@ -244,6 +244,7 @@ static void *source_main(void *arg)
     fvm_converge_init(&s->converge, s->opt.max_downtime_ns, s->opt.deadline_ns, s->opt.on_miss);
     s->converge.may_throttle = vm->ops->throttle && !s->opt.no_throttle;
     s->compress = s->opt.compress > 0 || (s->opt.compress == 0 && !this_machine(s->opt.to_addr));
+    s->link_full = 1; /* until it is known */
     source_report_progress(s, true, NULL);
     int rc = 0;
     if (s->opt.memory_p && *s->opt.memory_p) {

@@ -49,7 +49,8 @@ struct fvm_source {
     struct fvm_ho_record record; /* as last read */
     uint64_t start_ns, phase_ns, piece_ns, paused_ns, paused_wall_ns, progress_ns;
     bool begun, paused, was_running, storage_off, committed; /* committed: cancel is no longer heard */
-    bool compress;
+    bool compress;                                           /* where it pays */
+    double link_full; /* part of the batches that had to wait for the link, of late */
 
     uint64_t rate_ns, rate_bytes; /* of the bandwidth limit: when what was sent so far is paid for */
     uint64_t heard_ns, down_ns, session, ack_ns, probe_ns, probe_wait_ns, round_sent, round_start_ns;

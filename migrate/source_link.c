@@ -17,6 +17,7 @@
 #include "migrate/source_internal.h"
 
 #define RATE_BUCKET_NS 20000000ull
+#define LINK_FULL_ENOUGH 0.2
 
 static void free_buf(void *data, void *hint)
 {
@@ -330,9 +331,16 @@ static int give_up_late(struct fvm_source *s, struct fvm_err *err)
                        (unsigned long long)(fvm_memory_pending(s->memory) << FVM_PAGE_SHIFT >> 20), s->report.rounds);
 }
 
+/* Compressing pays while batches wait for the link; when there is always room, the processor is what is short. */
+static bool compress_now(const struct fvm_source *s)
+{
+    return s->opt.compress > 0 || (s->compress && s->link_full > LINK_FULL_ENOUGH);
+}
+
 int source_send_pages(struct fvm_source *s, uint32_t epoch, bool settle, struct fvm_err *err)
 {
     fvm_pfn cursor = 0;
+    bool waited = false;
     for (bool more = true; more || (settle && s->tx.count);) {
         int rc = 0;
         if (too_late(s))
@@ -340,12 +348,15 @@ int source_send_pages(struct fvm_source *s, uint32_t epoch, bool settle, struct 
         bool may = more && fvm_stream_tx_room(&s->tx) && !over_rate(s);
         if (may) {
             struct fvm_sealed sealed;
-            rc = fvm_stream_tx_next(&s->tx, &cursor, epoch, s->compress, &sealed);
+            rc = fvm_stream_tx_next(&s->tx, &cursor, epoch, compress_now(s), &sealed);
+            s->link_full += ((waited ? 1.0 : 0.0) - s->link_full) / 16;
+            waited = false;
             more = rc != FVM_ENOENT;
             rc = rc == 0 ? send_batch(s, &sealed) : rc == FVM_ENOENT ? 0 : rc;
             if (rc)
                 return fvm_err_set(err, rc, 0, "migrate", "cannot send pages: %s", fvm_err_text(rc));
         }
+        waited = waited || !may;
         if (more || settle)
             rc = source_pump(s, may ? 0 : more && fvm_stream_tx_room(&s->tx) ? 1 : 20, err);
         if (rc)

@@ -96,6 +96,33 @@ static void test_round_trips(void)
     CU_ASSERT_TRUE(fvm_aead_ciphers() & FVM_CIPHER_CHACHA20);
 }
 
+/* Large batches: what shrinks is compressed, of what does not only samples are tried, and of a mixture enough is seen.
+ */
+static void test_adaptive(void)
+{
+    struct pair p;
+    struct fvm_sealed s;
+    uint64_t seed = 9;
+    uint8_t page[4096];
+    pair_make(&p, FVM_CIPHER_CHACHA20);
+    for (int round = 0; round < 40; round++) {
+        struct fvm_batch *b = fvm_codec_batch(p.seal, false);
+        int kind = round < 10 ? 1 : round < 20 ? 0 : 1;
+        for (uint64_t pfn = 0; pfn < 128; pfn++) {
+            fill_page(page, kind, &seed);
+            fvm_batch_add(b, pfn, page, false, (uint32_t[FVM_PROOF_PARTS]){0});
+        }
+        CU_ASSERT_EQUAL_FATAL(fvm_codec_seal(p.seal, (uint64_t)round + 1, true, &s), 0);
+        if (round < 10 || round >= 30) /* it finds back to compressing */
+            CU_ASSERT_TRUE(s.payload_len < 128 * 4096 / 4);
+        if (round >= 10 && round < 20)
+            CU_ASSERT_EQUAL(s.payload_len, 128 * 4096 + 16);
+        free(s.header);
+        free(s.payload);
+    }
+    pair_end(&p);
+}
+
 static void seal_one(struct pair *p, uint64_t seq, struct fvm_sealed *sealed)
 {
     uint64_t seed = seq;
@@ -416,6 +443,7 @@ int main(void)
     CU_initialize_registry();
     CU_pSuite s = CU_add_suite("migrate_codec", NULL, NULL);
     CU_add_test(s, "round trips", test_round_trips);
+    CU_add_test(s, "adaptive compression", test_adaptive);
     CU_add_test(s, "damage", test_damage);
     CU_add_test(s, "senseless headers", test_senseless);
     CU_add_test(s, "lossy channel", test_lossy);

@@ -348,7 +348,7 @@ static void test_does_not_converge(void)
     struct move m;
     stage(&m, 64 << 20);
     toy_fill(&m.source, 3000, 11);
-    m.source.writes_per_ms = 400;
+    m.source.pages_per_epoch = 512;
     m.so.rate_limit_bytes = 4 << 20;
     m.so.max_downtime_ns = 8000000; /* room for 60 pages or so */
     m.so.deadline_ns = 3000000000ull;
@@ -369,7 +369,7 @@ static void test_throttle(void)
     struct move m;
     stage(&m, 64 << 20);
     toy_fill(&m.source, 300, 14);
-    m.source.writes_per_ms = 20;
+    m.source.pages_per_epoch = 512;
     m.so.rate_limit_bytes = 1 << 20;
     m.so.max_downtime_ns = 50000000;
     m.so.deadline_ns = 60000000000ull;

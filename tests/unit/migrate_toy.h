@@ -17,7 +17,9 @@ struct toy { /* one VM, or the place for one */
     pthread_mutex_t lock; /* a write and its version are one step for the dirty log */
     pthread_t writer;
     bool writer_on, running, stop, storage;
-    unsigned writes_per_ms; /* pages */
+    unsigned writes_per_ms;   /* pages */
+    unsigned pages_per_epoch; /* however slow this host is: written when an epoch begins, at most 512 */
+    uint64_t epoch_ns;
     uint64_t limit, limits; /* atomic: pages per second, 0: none; how often one was set */
     uint64_t storage_epoch, writes;
     int fail_activate, fail_check, fail_save, activations, runs, pauses;
@@ -120,6 +122,12 @@ static uint32_t t_dirty_epoch(void *ctx)
     pthread_mutex_lock(&t->lock);
     uint32_t epoch = fvm_ram_epoch_next(t->ram);
     pthread_mutex_unlock(&t->lock);
+    uint64_t now = fvm_now_ns(), pages = t->pages_per_epoch, limit = __atomic_load_n(&t->limit, __ATOMIC_RELAXED);
+    if (limit) /* as long as the last round took */
+        pages = FVM_MIN(pages, limit * ((now - t->epoch_ns) / 1000) / 1000000);
+    t->epoch_ns = now;
+    for (uint64_t i = 0; i < pages && __atomic_load_n(&t->running, __ATOMIC_ACQUIRE); i++)
+        write_page(t, ++t->writes);
     return epoch;
 }
 static int t_pause(void *ctx)
