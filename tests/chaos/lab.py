@@ -105,6 +105,7 @@ class Lab:
         for h in HOSTS:
             self.podman("unpause", self.name(h), check=False)
             self.podman("rm", "-f", "-t", "0", self.name(h), check=False)
+        run("find", "/sys/fs/cgroup", "-depth", "-type", "d", "-path", "*libpod_parent*", "-exec", "rmdir", "{}", "+", check=False)
         for ns in reversed(self.started):
             run("ip", "netns", "del", ns, check=False)
         for h in HOSTS:
