@@ -350,6 +350,7 @@ static void test_spaces(void)
     uint64_t *gs[12], cr3[12];
 
     setup(&f);
+    fvm_shadow_set_head_used(f.sh, 16 + 64 * 16);
     for (unsigned i = 0; i < 12; i++) {
         cr3[i] = new_table(&f) | (i + 1);
         map(&f, cr3[i], 0x400000, 0, (0x500000 + i * 0x1000) | P | W | U | A | D);
@@ -363,7 +364,8 @@ static void test_spaces(void)
         gs[i] = fvm_shadow_load(f.sh, &f.pg, true, false);
         CU_ASSERT_EQUAL(peek(&f, 0x400000), 0);
         CU_ASSERT_EQUAL(miss(&f, 0x400000, FVM_X | FVM_USER), FVM_SHADOW_OK);
-        gs[i][-1] = 42; /* the engine's head */
+        gs[i][-1] = 42; /* the engine's head: the last of its pieces */
+        gs[i][-130] = 1ull << 63;
         CU_ASSERT_EQUAL(i == 0, peek(&f, KBASE) == 0); /* global, shared */
         CU_ASSERT_EQUAL(miss(&f, KBASE, FVM_X), FVM_SHADOW_OK);
         (void)fvm_shadow_take_exec_flushed(f.sh);
@@ -403,6 +405,7 @@ static void test_spaces(void)
             CU_ASSERT_EQUAL(peek(&f, 0x400000), 0);
             CU_ASSERT_EQUAL(gs[i][-1], 0);
             gs[i][-1] = 1;
+            gs[i][-130] = 1ull << 63;
             CU_ASSERT_EQUAL(miss(&f, 0x400000, FVM_W), FVM_SHADOW_OK);
         }
     }
@@ -497,7 +500,7 @@ static void test_memory_bounded(void)
     uint64_t bytes = 0, filled;
 
     setup_long(&f);
-    fvm_shadow_set_head_used(f.sh, 4096);
+    fvm_shadow_set_head_used(f.sh, 16 + 64 * 64);
     for (unsigned i = 0; i < 400; i++) {
         for (unsigned k = 0; k < 10; k++) {
             uint64_t n = (uint64_t)i * 10 + k;
@@ -644,7 +647,7 @@ static void world_init(struct world *w, uint64_t seed)
     w->pcid = w->f.pg.long_mode && chance(w, 70);
     build(w);
     w->f.pg.cr3 = w->cr3[0];
-    fvm_shadow_set_head_used(w->f.sh, 4096);
+    fvm_shadow_set_head_used(w->f.sh, 16 + 64 * 64);
     w->f.gs = fvm_shadow_load(w->f.sh, &w->f.pg, w->pcid, true);
 }
 

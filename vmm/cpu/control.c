@@ -41,8 +41,9 @@ static bool pcid_on(const struct fvm_vcpu *v) { return (v->cr4 & FVM_CR4_PCIDE) 
 
 void fvm_control_exec_flushed(struct fvm_vcpu *v)
 {
-    if (fvm_shadow_take_exec_flushed(v->shadow))
-        fvm_engine_exec_flushed(v);
+    unsigned halves = fvm_shadow_take_exec_flushed(v->shadow);
+    if (halves)
+        fvm_engine_exec_flushed(v, halves);
 }
 
 void fvm_control_flush_all(struct fvm_vcpu *v)
@@ -195,7 +196,6 @@ void fvm_control_invlpg(struct fvm_vcpu *v, uint64_t va)
         return; /* defined to do nothing */
     if (!fvm_vcpu_long(v))
         va &= 0xffffffff;
-    if (fvm_shadow_flush_page(v->shadow, va))
-        fvm_engine_exec_flushed(v);
+    fvm_shadow_flush_page(v->shadow, va);
     fvm_control_exec_flushed(v);
 }

@@ -82,8 +82,9 @@ void fvm_vcpu_reset_state(struct fvm_vcpu *v, bool init);
 void fvm_vcpu_sipi_state(struct fvm_vcpu *v, uint8_t vector);
 
 /* ---- translate/ must be told (implemented by the engine, declared here so that system.c needs nothing of translate/) ---- */
-/** Linear-to-physical mapping of code may have changed (flush, invlpg): per-vCPU jump caches are stale. */
-void fvm_engine_exec_flushed(struct fvm_vcpu *v);
+/** Linear-to-physical mapping of code may have changed (flush, invlpg): per-vCPU jump caches are stale.
+ * halves: FVM_SHADOW_EXEC_*. */
+void fvm_engine_exec_flushed(struct fvm_vcpu *v, unsigned halves);
 /** A vCPU wants the code at this physical range invalidated (called by the RAM code hook). */
 void fvm_engine_code_written(struct fvm_engine *engine, fvm_gpa gpa, uint64_t len);
 

@@ -53,7 +53,7 @@ static void select_space(struct fvm_shadow *sh, uint16_t pcid)
     if (space != sh->cur) {
         /* supervisor code seen at user-half addresses: what is there now is another program's */
         if (sh->cur->user_kx || space->user_kx)
-            sh->exec_flushed = true;
+            sh->exec_flushed = FVM_SHADOW_EXEC_USER | FVM_SHADOW_EXEC_KERNEL;
         sh->cur = space;
         sh->kernel.entries = space->gs + HALF_ENTRIES;
         sh->stats.switches++;
@@ -247,7 +247,7 @@ static enum fvm_shadow_result fill(struct fvm_shadow *sh, fvm_gva va, unsigned w
     if (!half->kernel && (rights & FVM_S_KX))
         sh->cur->user_kx = true;
     if ((old & S_X) && ((old ^ fresh) & ~S_RIGHTS || (old & S_X & ~rights)))
-        sh->exec_flushed = true; /* the next flush of the page would not find the right that was there */
+        sh->exec_flushed |= fvm_shadow_exec_half(half); /* the next flush of the page would not find the right that was there */
     *ret_entry = half->entries[index & (HALF_ENTRIES - 1)] = fresh | rights;
     sh->stats.fills++;
     fill_neighbours(sh, va, index, w);
@@ -298,10 +298,10 @@ void fvm_shadow_protect_page(struct fvm_shadow *sh, fvm_pfn pfn)
     fvm_rmap_revoke(sh, pfn);
 }
 
-bool fvm_shadow_take_exec_flushed(struct fvm_shadow *sh)
+unsigned fvm_shadow_take_exec_flushed(struct fvm_shadow *sh)
 {
-    bool was = sh->exec_flushed;
+    unsigned was = sh->exec_flushed;
 
-    sh->exec_flushed = false;
+    sh->exec_flushed = 0;
     return was;
 }

@@ -101,11 +101,17 @@ bool fvm_shadow_may_write(const struct fvm_shadow *sh, fvm_pfn pfn);
 void fvm_shadow_withdraw_writes(struct fvm_shadow *sh);
 /** From now on a write right is granted only together with marking the page's version (always done; see ram.h). */
 
-/** True when any kernel-half or user-half translation that permitted execution was dropped since the last call. */
-bool fvm_shadow_take_exec_flushed(struct fvm_shadow *sh);
+enum { FVM_SHADOW_EXEC_USER = 1, FVM_SHADOW_EXEC_KERNEL = 2 };
+/** The halves (bits) in which a translation that permitted execution was dropped since the last call. */
+unsigned fvm_shadow_take_exec_flushed(struct fvm_shadow *sh);
 
-/** The engine uses the last `bytes` of the head, [gs - bytes, gs): flushes zero only those. Multiple of 8. */
+/**
+ * The engine uses the last `bytes` of the head, [gs - bytes, gs), and flushes zero them: two words, then 64 pieces of equal
+ * size. A bit of the first word says whether its piece needs zeroing; both words become 0.
+ */
 void fvm_shadow_set_head_used(struct fvm_shadow *sh, uint64_t bytes);
+/** What a flush does to a head. Fast-helper safe. */
+void fvm_shadow_zero_head(uint64_t *gs, uint64_t bytes);
 
 /**
  * Debug and tests: walk the guest's tables for every filled entry (each space with the CR3 it last had) and count those

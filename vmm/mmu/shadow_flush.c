@@ -86,7 +86,7 @@ void fvm_shadow_drop_half(struct fvm_shadow *sh, struct shadow_half *half)
     uint32_t limit = FVM_MAX(half->kernel ? RESIDENT_KERNEL_MAX : RESIDENT_USER_MAX, 4 * half->touched_count);
 
     if (zero_touched(half))
-        sh->exec_flushed = true;
+        sh->exec_flushed |= fvm_shadow_exec_half(half);
     if (half->resident > limit)
         (void)release_half(half);
     half->touched_count = 0;
@@ -95,24 +95,29 @@ void fvm_shadow_drop_half(struct fvm_shadow *sh, struct shadow_half *half)
         sh->nonglobal_count = 0;
 }
 
-static void zero_head(const struct fvm_shadow *sh, struct shadow_space *space)
+void fvm_shadow_zero_head(uint64_t *gs, uint64_t bytes)
 {
-    uint64_t count = sh->head_used_bytes / 8;
-    uint64_t *p = space->gs - count;
+    uint64_t *word = gs - bytes / 8;
+    uint64_t piece = (bytes - 16) / 8 / 64;
 
-    __asm__ volatile("rep stosq" : "+D"(p), "+c"(count) : "a"(0ull) : "memory");
+    for (uint64_t filled = word[0]; filled; filled &= filled - 1) {
+        uint64_t *p = word + 2 + (unsigned)__builtin_ctzll(filled) * piece, count = piece;
+
+        __asm__ volatile("rep stosq" : "+D"(p), "+c"(count) : "a"(0ull) : "memory");
+    }
+    word[0] = word[1] = 0;
 }
 
 /* The user half of a space, and its head. by_load: a CR3 load or a steal, see the invariant on top. */
 void fvm_shadow_drop_space(struct fvm_shadow *sh, struct shadow_space *space, bool by_load)
 {
-    bool before = sh->exec_flushed;
+    uint8_t before = sh->exec_flushed;
 
     fvm_shadow_drop_half(sh, &space->user);
     if (by_load || space != sh->cur)
-        sh->exec_flushed = before || space->user_kx;
+        sh->exec_flushed = before | (space->user_kx ? FVM_SHADOW_EXEC_USER | FVM_SHADOW_EXEC_KERNEL : 0);
     space->user_kx = false;
-    zero_head(sh, space);
+    fvm_shadow_zero_head(space->gs, sh->head_used_bytes);
     sh->stats.flush_space++;
 }
 
@@ -133,7 +138,7 @@ static bool drop_table(struct fvm_shadow *sh, struct shadow_half *half, uint32_t
     zero_table(&half->entries[(uint64_t)table * TABLE_ENTRIES]);
     half->flags[table] &= TF_TOUCHED | TF_RESIDENT | TF_NONGLOBAL;
     if (exec)
-        sh->exec_flushed = true;
+        sh->exec_flushed |= fvm_shadow_exec_half(half);
     return exec;
 }
 
@@ -175,8 +180,10 @@ static bool drop_page(struct fvm_shadow *sh, struct shadow_half *half, uint64_t 
     if (half->flags[table] & TF_TOUCHED) {
         uint64_t *entry = &half->entries[index & (HALF_ENTRIES - 1)];
 
-        if (*entry & S_X)
-            exec = sh->exec_flushed = true;
+        if (*entry & S_X) {
+            exec = true;
+            sh->exec_flushed |= fvm_shadow_exec_half(half);
+        }
         *entry = 0;
     }
     return exec;
@@ -212,7 +219,7 @@ void fvm_shadow_invpcid(struct fvm_shadow *sh, unsigned type, uint16_t pcid, fvm
         } else if (space == sh->cur) {
             (void)drop_page(sh, &space->user, index);
         } else if (space && drop_page(sh, &space->user, index)) {
-            zero_head(sh, space);
+            fvm_shadow_zero_head(space->gs, sh->head_used_bytes);
         }
         return;
     case 1:

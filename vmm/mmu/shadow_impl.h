@@ -66,7 +66,7 @@ struct fvm_shadow {
     struct fvm_ram *ram;
     struct fvm_paging pg;
     bool pcid_enabled;
-    bool exec_flushed;
+    uint8_t exec_flushed; /* FVM_SHADOW_EXEC_* */
     struct shadow_space *cur;
     struct shadow_half kernel;
     uint32_t *nonglobal; /* [NONGLOBAL_MAX] kernel-half table pages with TF_NONGLOBAL */
@@ -77,6 +77,11 @@ struct fvm_shadow {
     struct fvm_shadow_stats stats;
     struct shadow_space spaces[SPACE_COUNT];
 };
+
+static inline uint8_t fvm_shadow_exec_half(const struct shadow_half *half)
+{
+    return half->kernel ? FVM_SHADOW_EXEC_KERNEL : FVM_SHADOW_EXEC_USER;
+}
 
 static inline uint64_t entry_index(fvm_gva va)
 {

@@ -275,6 +275,8 @@ void fvm_tr_exit_indirect(struct fvm_tr *tr)
     tr->b->ind_off = em->at;
     c->from1 = e_jcc(em, CC_NE);
     e_mov32(em, tr->u, tr->t);
+    e_rex(em, false, 0, 0, tr->u), e8(em, 0xc1), e8(em, 0xe8 | (tr->u & 7)), e8(em, FVM_JC_FOLD); /* shr u32 */
+    e_rr(em, false, 0x31, tr->t, tr->u); /* xor u32, t32 */
     e_alu_imm(em, false, 4, tr->u, (tr->user ? FVM_JC_USER_ENTRIES : FVM_JC_ENTRIES) - 1);
     e_shl(em, tr->u, 4);
     e8(em, seg);

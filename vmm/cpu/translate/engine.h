@@ -252,8 +252,8 @@ static inline unsigned fvm_victim_slot(unsigned k)
 }
 static inline struct fvm_jc_entry *fvm_jc(struct fvm_vcpu *v, bool user, uint64_t rip)
 {
-    return user ? (struct fvm_jc_entry *)((uint8_t *)v->gs_base - FVM_JC_USER_BYTES) + (rip & (FVM_JC_USER_ENTRIES - 1))
-                : (struct fvm_jc_entry *)((uint8_t *)v + FVM_OFF_JC) + (rip & (FVM_JC_ENTRIES - 1));
+    return user ? (struct fvm_jc_entry *)((uint8_t *)v->gs_base - FVM_JC_USER_BYTES) + ((rip ^ (rip & 0xffffffff) >> FVM_JC_FOLD) & (FVM_JC_USER_ENTRIES - 1))
+                : (struct fvm_jc_entry *)((uint8_t *)v + FVM_OFF_JC) + ((rip ^ (rip & 0xffffffff) >> FVM_JC_FOLD) & (FVM_JC_ENTRIES - 1));
 }
 
 /** Linear address of an instruction pointer in a mode. */

@@ -97,30 +97,49 @@ static void zero_words(uint64_t *p, uint64_t n)
     __asm__ volatile("rep stosq" : "+D"(p), "+c"(n) : "a"(0ull) : "memory");
 }
 
-void fvm_engine_exec_flushed(struct fvm_vcpu *v)
+static void clear_kernel_jc(struct fvm_vcpu *v)
 {
+    uint64_t *tag = (uint64_t *)((uint8_t *)v + FVM_OFF_JC + FVM_JC_BYTES);
     zero_words((uint64_t *)((uint8_t *)v + FVM_OFF_JC), FVM_JC_BYTES / 8);
-    if (v->gs_base)
-        zero_words(v->gs_base - FVM_JC_USER_BYTES / 8, FVM_JC_USER_BYTES / 8);
+    tag[1] = 0;
+}
+
+void fvm_engine_exec_flushed(struct fvm_vcpu *v, unsigned halves)
+{
+    const uint64_t *tag = (const uint64_t *)((uint8_t *)v + FVM_OFF_JC + FVM_JC_BYTES);
+    if (halves & FVM_SHADOW_EXEC_KERNEL || tag[1])
+        clear_kernel_jc(v);
+    if (halves & FVM_SHADOW_EXEC_USER && v->gs_base)
+        fvm_shadow_zero_head(v->gs_base, FVM_HEAD_USED);
 }
 
 void fvm_jc_mode(struct fvm_vcpu *v, uint64_t mode)
 {
     bool user = (mode & FVM_MODE_USER) != 0;
-    uint64_t *tag = user ? v->gs_base - FVM_HEAD_USED / 8 : (uint64_t *)((uint8_t *)v + FVM_OFF_JC + FVM_JC_BYTES);
-    if (*tag != mode) {
-        if (*tag)
-            zero_words(tag + (user ? 2 : -(FVM_JC_BYTES / 8)), user ? FVM_JC_USER_BYTES / 8 : FVM_JC_BYTES / 8);
-        *tag = mode;
-    }
+    uint64_t *tag = user ? v->gs_base - FVM_HEAD_USED / 8 + 1 : (uint64_t *)((uint8_t *)v + FVM_OFF_JC + FVM_JC_BYTES);
+    if (*tag == mode)
+        return;
+    if (*tag && user)
+        fvm_shadow_zero_head(v->gs_base, FVM_HEAD_USED);
+    else if (*tag)
+        clear_kernel_jc(v);
+    *tag = mode;
 }
 
 void fvm_jc_fill(struct fvm_vcpu *v, uint64_t rip, uint64_t mode, uint64_t code)
 {
+    bool user = (mode & FVM_MODE_USER) != 0, low = (int64_t)rip >= 0;
+    if (user && !low)
+        return; /* a flush of the kernel half leaves the spaces' jump caches alone */
     fvm_jc_mode(v, mode);
-    struct fvm_jc_entry *j = fvm_jc(v, (mode & FVM_MODE_USER) != 0, rip);
+    struct fvm_jc_entry *j = fvm_jc(v, user, rip);
     j->code = code;
     j->rip = rip;
+    uint64_t *first = v->gs_base - FVM_JC_USER_BYTES / 8;
+    if (user)
+        first[-2] |= 1ull << (((uint64_t *)(void *)j - first) / (FVM_JC_USER_BYTES / 8 / 64));
+    else if (low)
+        ((uint64_t *)((uint8_t *)v + FVM_OFF_JC + FVM_JC_BYTES))[1] = 1; /* flushes of the user half matter, too */
 }
 
 /* Code address for v->rip from what is already translated, or 0. */

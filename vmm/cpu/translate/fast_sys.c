@@ -83,8 +83,9 @@ static unsigned mov_cr3(struct fvm_vcpu *v, uint64_t value)
     v->cr3 = p->paging.cr3 = value;
     v->gs_base = fvm_shadow_load(v->shadow, &p->paging, pcid, !keep);
     __asm__ volatile("wrgsbase %0" : : "r"(v->gs_base));
-    if (fvm_shadow_take_exec_flushed(v->shadow))
-        fvm_engine_exec_flushed(v);
+    unsigned halves = fvm_shadow_take_exec_flushed(v->shadow);
+    if (halves)
+        fvm_engine_exec_flushed(v, halves);
     return 1;
 }
 
@@ -93,8 +94,10 @@ static unsigned invlpg(struct fvm_vcpu *v)
     uint64_t va = *fvm_slot(v, FVM_SLOT_EA);
     if (v->cpl || !fvm_canonical(va))
         return slow(v);
-    if (fvm_shadow_flush_page(v->shadow, va) | fvm_shadow_take_exec_flushed(v->shadow))
-        fvm_engine_exec_flushed(v);
+    fvm_shadow_flush_page(v->shadow, va);
+    unsigned halves = fvm_shadow_take_exec_flushed(v->shadow);
+    if (halves)
+        fvm_engine_exec_flushed(v, halves);
     return 1;
 }
 

@@ -51,10 +51,11 @@
 #define FVM_JC_BITS 12
 #define FVM_JC_ENTRIES (1 << FVM_JC_BITS)
 #define FVM_JC_BYTES (16 * FVM_JC_ENTRIES)
-#define FVM_JC_USER_BITS 11
+#define FVM_JC_USER_BITS 13
 #define FVM_JC_USER_ENTRIES (1 << FVM_JC_USER_BITS)
 #define FVM_JC_USER_BYTES (16 * FVM_JC_USER_ENTRIES)
-/* the word before the user jump cache: the mode that its entries are for */
+#define FVM_JC_FOLD 8 /* an entry's number is rip ^ rip >> FVM_JC_FOLD: functions are aligned */
+/* before the user jump cache: which of its 64 pieces were filled, then (as behind the kernel's) the mode that entries are for */
 #define FVM_HEAD_USED (FVM_JC_USER_BYTES + 16)
 #define FVM_OFF_JC 16384
 
