@@ -752,6 +752,7 @@ static void op_switch(struct world *w)
         CU_ASSERT_EQUAL(w->f.gs[-1], 0);
     }
     w->f.gs[-1] = 1;
+    w->f.gs[-(2 + 64 * 8)] = 1ull << 63; /* its piece was filled */
 }
 
 /* Execute rights lost without a report? By an own op; for a switch only what supervisor code may have been. */
