@@ -192,14 +192,17 @@ int fvm_vmdb_delete(struct fvm_store *store, const char *name, uint64_t record_r
     int rc = fvm_store_cas(store, key, record_revision, NULL, 0, 0, NULL, err); /* 0: there must be none */
     for (int part = FVM_VMDB_CONFIG; !rc && part <= FVM_VMDB_MOVE; part++) {
         struct fvm_store_item item = {0};
+        struct fvm_err why = {0};
         if (part == FVM_VMDB_RECORD)
             continue;
         fvm_vmdb_key(part, name, key, sizeof(key));
-        rc = fvm_store_get(store, key, &item, err);
+        rc = fvm_store_get(store, key, &item, &why);
         if (rc == 0)
             rc = fvm_store_cas(store, key, item.revision, NULL, 0, 0, NULL, err);
-        else if (rc == FVM_ENOENT)
+        else if (rc == FVM_ENOENT) /* not every VM has every part */
             rc = 0;
+        else if (err)
+            *err = why;
         fvm_store_item_fini(&item);
     }
     return rc;
