@@ -216,7 +216,7 @@ static bool write_plain(struct fvm_vcpu *v, uint32_t msr, uint64_t value, uint64
 static void set_tsc(struct fvm_vcpu *v, uint64_t value)
 {
     fvm_clock_set_tsc(v->clock, value);
-    fvm_system_sync_tsc(v);
+    fvm_engine_tsc_changed(v);
 }
 
 bool fvm_msr_write(struct fvm_vcpu *v, uint32_t msr, uint64_t value)

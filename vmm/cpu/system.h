@@ -85,6 +85,8 @@ void fvm_vcpu_sipi_state(struct fvm_vcpu *v, uint8_t vector);
 /** Linear-to-physical mapping of code may have changed (flush, invlpg): per-vCPU jump caches are stale.
  * halves: FVM_SHADOW_EXEC_*. */
 void fvm_engine_exec_flushed(struct fvm_vcpu *v, unsigned halves);
+/** The clock's TSC was set by this vCPU: all of its VM read the new one, so that they stay in step. */
+void fvm_engine_tsc_changed(struct fvm_vcpu *v);
 /** A vCPU wants the code at this physical range invalidated (called by the RAM code hook). */
 void fvm_engine_code_written(struct fvm_engine *engine, fvm_gpa gpa, uint64_t len);
 

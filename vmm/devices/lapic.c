@@ -33,6 +33,7 @@ enum { ESR_SEND_VECTOR = 0x20, ESR_RECEIVE_VECTOR = 0x40, ESR_REGISTER = 0x80 };
 #define MSR_X2APIC 0x800u
 #define PERIOD_MIN_NS 10000ull /* a guest's period shorter than this would only keep the host busy */
 #define NEVER UINT64_MAX
+#define BROADCAST UINT32_MAX
 
 const uint32_t fvm_lapic_lvt_writable[LVT_COUNT] = {0x710ff & ~0x1000u, 0x107ff, 0x107ff, 0x1a7ff, 0x1a7ff, 0x100ff};
 
@@ -195,7 +196,7 @@ static bool destination_match(const struct lapic_cpu *c, bool logical, uint32_t 
 {
     if (logical)
         return logical_match(c, dest);
-    return dest == c->id || dest == 0xffffffffu || (dest & 0xff) == 0xff;
+    return dest == c->id || dest == BROADCAST;
 }
 
 static void send_message(struct lapic *l, bool logical, uint32_t dest, unsigned mode, unsigned vector, bool level)
@@ -216,11 +217,19 @@ static void send_message(struct lapic *l, bool logical, uint32_t dest, unsigned 
         accept_fixed(lowest, vector, level);
 }
 
+/* Eight bits of a physical destination: all ones are everybody. */
+static uint32_t wide(bool logical, uint32_t dest)
+{
+    return !logical && dest == 0xff ? BROADCAST : dest;
+}
+
 static void receive_msi(void *ctx, uint64_t addr, uint32_t data)
 {
     unsigned mode = (data >> 8) & 7;
 
-    send_message(ctx, (addr >> 2) & 1, (uint32_t)(addr >> 12) & 0xff, mode, data & 0xff, (data >> 15) & 1);
+    bool logical = (addr >> 2) & 1;
+
+    send_message(ctx, logical, wide(logical, (uint32_t)(addr >> 12) & 0xff), mode, data & 0xff, (data >> 15) & 1);
 }
 
 static void send_ipi(struct lapic_cpu *c)
@@ -238,7 +247,9 @@ static void send_ipi(struct lapic_cpu *c)
         return;
     }
     if (shorthand == 0) {
-        send_message(l, (low >> 11) & 1, dest, mode, vector, false);
+        bool logical = (low >> 11) & 1;
+
+        send_message(l, logical, x2apic(c) ? dest : wide(logical, dest), mode, vector, false);
         return;
     }
     for (unsigned i = 0; i < l->count; i++) {

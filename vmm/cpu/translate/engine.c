@@ -75,6 +75,19 @@ void fvm_engine_destroy(struct fvm_engine **engine_p)
     *engine_p = NULL;
 }
 
+void fvm_engine_tsc_changed(struct fvm_vcpu *v)
+{
+    struct fvm_engine *e = v->engine;
+    if (!e) {
+        fvm_system_sync_tsc(v);
+        return;
+    }
+    fvm_engine_stop(e);
+    for (unsigned k = 0; k < e->vcpu_count; k++)
+        fvm_system_sync_tsc(e->vcpus[k]);
+    fvm_engine_go(e);
+}
+
 void fvm_engine_get_stats(const struct fvm_engine *e, struct fvm_engine_stats *ret)
 {
     *ret = e->stats;
