@@ -174,7 +174,16 @@ static uint32_t block_for(struct fvm_vcpu *v, uint64_t mode, struct fvm_fault *f
         *fault = (struct fvm_fault){.vector = FVM_EXC_GP, .has_code = true};
         return FVM_NONE;
     }
-    if (entry & (mode & FVM_MODE_USER ? FVM_S_UX : FVM_S_KX))
+    unsigned user = mode & FVM_MODE_USER ? FVM_USER : 0;
+    if (!(entry & (user ? FVM_S_UX : FVM_S_KX))) { /* dropped by a flush: what was translated is there still */
+        fvm_gpa gpa;
+        enum fvm_shadow_result r = fvm_shadow_miss(v->shadow, va, FVM_X | user, &entry, &gpa, fault);
+        if (r == FVM_SHADOW_FAULT)
+            return FVM_NONE;
+        if (r != FVM_SHADOW_OK)
+            entry = 0; /* the translator knows what to say */
+    }
+    if (entry & (user ? FVM_S_UX : FVM_S_KX))
         n = fvm_code_find(e, va + (entry & ~0xffull) - (uint64_t)(uintptr_t)v->ram->base, v->rip, mode);
     if (n == FVM_NONE) {
         uint64_t t0 = fvm_now_ns();
