@@ -61,7 +61,7 @@ static const struct argp_option table[] = {
     {"initrd", O_INITRD, "FILE", 0, "initial RAM disk", 0},
     {"append", O_APPEND, "TEXT", 0, "the kernel's command line", 0},
     {"memory", O_MEMORY, "SIZE", 0, "guest memory, as 512M or 2G (default 1G)", 0},
-    {"cpus", O_CPUS, "N", 0, "processors (default 1)", 0},
+    {"cpus", O_CPUS, "N", 0, "processors, 1 to 16 (default 1)", 0},
     {"cpu", O_CPU, "MODEL", 0, "fvm64-v1 .. fvm64-v3", 0},
     {"machine", O_MACHINE, "pc|virtio", 0, "the full PC, or virtio devices only", 0},
     {"cdrom", O_CDROM, "FILE[,if=ide|ahci]", 0, "a CD-ROM drive with this image, seen by all nodes", 0},

@@ -30,7 +30,7 @@ static const struct argp_option run_options[] = {
     {"append", O_APPEND, "TEXT", 0, "the kernel's command line", 0},
     {0, 0, 0, 0, "The machine:", 2},
     {"memory", O_MEMORY, "SIZE", 0, "guest memory, as 512M or 2G (default 1G)", 0},
-    {"cpus", O_CPUS, "N", 0, "processors: 1, more are not possible yet", 0},
+    {"cpus", O_CPUS, "N", 0, "processors, 1 to 16 (default 1)", 0},
     {"cpu", O_CPU, "MODEL", 0, "fvm64-v1 .. fvm64-v3 (default: fvm64-v3 where the host has it)", 0},
     {"machine", O_MACHINE, "pc|virtio", 0,
      "the full PC, or virtio devices only (default: virtio with a kernel and nothing that needs more)", 0},

@@ -251,9 +251,6 @@ int fvm_config_check(const Fvm__VmConfig *config, bool files, struct fvm_err *er
         r = check_memory(config, files, err);
     if (!r && (config->cpus < 1 || config->cpus > FVM_CONFIG_CPUS_MAX))
         r = fvm_err_set(err, FVM_EINVAL, 0, room, "%u CPUs: possible are 1 to %d", config->cpus, FVM_CONFIG_CPUS_MAX);
-    if (!r && config->cpus > 1) /* the engine's code cache is not shared between threads yet, APs need 16-bit code */
-        r = fvm_err_set(err, FVM_EUNSUPPORTED, 0, room, "%u CPUs: this version of fvm runs one processor per guest; use --cpus 1",
-                        config->cpus);
     if (!r && config->id.len != 16)
         r = fvm_err_set(err, FVM_EINVAL, 0, room, "the id has %zu bytes, not 16", config->id.len);
     if (!r && !config->kernel[0] && !config->firmware[0])

@@ -11,7 +11,7 @@
 #include "base/err.h"
 #include "proto/vm_config.pb-c.h"
 
-#define FVM_CONFIG_CPUS_MAX 64
+#define FVM_CONFIG_CPUS_MAX 16
 #define FVM_CONFIG_DISKS_MAX 8
 #define FVM_CONFIG_NETS_MAX 4
 #define FVM_CONFIG_BOOTFILE_MAX 127 /* what fits a BOOTP answer */

@@ -35,6 +35,11 @@ struct cpu_fixture {
 
 /* Until the engine is linked in: count its notifications (weak, so that the engine's own win). */
 static unsigned engine_exec_flushed;
+__attribute__((weak)) void fvm_engine_write_code(struct fvm_vcpu *v, fvm_gpa gpa, const void *buf, uint64_t len)
+{
+    int r = fvm_ram_write(v->ram, gpa, buf, len);
+    CU_ASSERT(!r);
+}
 __attribute__((weak)) void fvm_engine_tsc_changed(struct fvm_vcpu *v) { fvm_system_sync_tsc(v); }
 __attribute__((weak)) void fvm_engine_exec_flushed(struct fvm_vcpu *v, unsigned halves)
 {

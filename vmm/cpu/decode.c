@@ -56,13 +56,15 @@ int fvm_decode(const uint8_t *code, size_t avail, unsigned bits, struct fvm_insn
         return FVM_DECODE_SHORT;
     decoder_init(&dec, bits);
     avail = FVM_MIN(avail, (size_t)15);
-    st = ZydisDecoderDecodeFull(&dec, code, avail, &ret_insn->z, ret_insn->ops);
+    /* decode what is kept: another processor may be changing the original */
+    memset(ret_insn->bytes, 0, sizeof(ret_insn->bytes));
+    memcpy(ret_insn->bytes, code, avail);
+    st = ZydisDecoderDecodeFull(&dec, ret_insn->bytes, avail, &ret_insn->z, ret_insn->ops);
     if (!ZYAN_SUCCESS(st))
         return st == ZYDIS_STATUS_NO_MORE_DATA && avail < 15 ? FVM_DECODE_SHORT : FVM_DECODE_BAD;
     fix_no_base(ret_insn);
     ret_insn->len = ret_insn->z.length;
-    memset(ret_insn->bytes, 0, sizeof(ret_insn->bytes));
-    memcpy(ret_insn->bytes, code, ret_insn->len);
+    memset(ret_insn->bytes + ret_insn->len, 0, sizeof(ret_insn->bytes) - ret_insn->len);
     return FVM_DECODE_OK;
 }
 

@@ -87,6 +87,11 @@ void fvm_vcpu_sipi_state(struct fvm_vcpu *v, uint8_t vector);
 void fvm_engine_exec_flushed(struct fvm_vcpu *v, unsigned halves);
 /** The clock's TSC was set by this vCPU: all of its VM read the new one, so that they stay in step. */
 void fvm_engine_tsc_changed(struct fvm_vcpu *v);
+/**
+ * C code of this vCPU writes to a page that holds translated code. Where the bytes were translated, all vCPUs stand still
+ * between two instructions meanwhile: none sees half of it, or leaves an old instruction for C to find the new one there.
+ */
+void fvm_engine_write_code(struct fvm_vcpu *v, fvm_gpa gpa, const void *buf, uint64_t len);
 /** A vCPU wants the code at this physical range invalidated (called by the RAM code hook). */
 void fvm_engine_code_written(struct fvm_engine *engine, fvm_gpa gpa, uint64_t len);
 

@@ -9,8 +9,7 @@ void fvm_vmem_device(struct fvm_vcpu *v, fvm_gpa gpa, void *buf, size_t len, boo
 {
     uint8_t *p = buf;
     if (ram) {
-        int r = fvm_ram_write(v->ram, gpa, buf, len);
-        fvm_assert(!r);
+        fvm_engine_write_code(v, gpa, buf, len);
         return;
     }
     while (len) {

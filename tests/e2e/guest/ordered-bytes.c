@@ -5,13 +5,17 @@
  * all behind it n - 1. Each byte is checked before it is raised. A second area is filled once and its sum checked after each pass;
  * a third word per page holds the time of its writing, which must never lie in the future.
  *
- * usage: ordered-bytes [MIB [MIB_PER_SECOND]]; environment FVM_mib, FVM_rate. Prints "bytes pass N ok" or "bytes BAD ...".
+ * usage: ordered-bytes [MIB [MIB_PER_SECOND]]; environment FVM_mib, FVM_rate, FVM_cpus: so many processes, one on each processor,
+ * share both. Prints "bytes pass N ok" or "bytes BAD ...".
  */
+#define _GNU_SOURCE
+#include <sched.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <time.h>
+#include <unistd.h>
 
 static uint64_t now_ns(void)
 {
@@ -37,6 +41,15 @@ static uint64_t sum(const uint64_t *words, uint64_t count)
 int main(int argc, char **argv)
 {
     uint64_t pages = setting(argc > 1 ? argv[1] : NULL, "FVM_mib", 64) << 8, rate = setting(argc > 2 ? argv[2] : NULL, "FVM_rate", 50) << 8;
+    int cpus = (int)setting(NULL, "FVM_cpus", 1), cpu = 0;
+    pages /= (uint64_t)cpus, rate /= (uint64_t)cpus;
+    while (cpu + 1 < cpus && fork() != 0)
+        cpu++;
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(cpu, &set);
+    if (sched_setaffinity(0, sizeof set, &set))
+        return 1;
     uint8_t *mem = mmap(NULL, pages << 12, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     uint64_t words = pages << 7, *still = malloc(words * 8); /* a quarter as much that nobody changes */
     if (mem == MAP_FAILED || !still)

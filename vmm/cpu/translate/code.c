@@ -307,3 +307,25 @@ void fvm_engine_code_written(struct fvm_engine *e, fvm_gpa gpa, uint64_t len)
     }
     fvm_world_unlock(e);
 }
+
+void fvm_engine_write_code(struct fvm_vcpu *v, fvm_gpa gpa, const void *buf, uint64_t len)
+{
+    struct fvm_engine *e = v->engine;
+    int r;
+    if (!e) {
+        r = fvm_ram_write(v->ram, gpa, buf, len);
+        fvm_assert(!r);
+        return;
+    }
+    fvm_world_lock(e);
+    bool stop = fvm_code_touches(e, gpa, len);
+    if (stop) {
+        fvm_world_stop(e, FVM_WORLD_ALL);
+        fvm_code_invalidate(e, gpa, len);
+    }
+    r = fvm_ram_write(v->ram, gpa, buf, len);
+    fvm_assert(!r);
+    if (stop)
+        fvm_world_go(e);
+    fvm_world_unlock(e);
+}
