@@ -377,7 +377,7 @@ static void flushed(void)
 {
     struct guest g;
     struct fvm_engine_stats s;
-    begin(&g, CPUS_MAX, 48 << 10);
+    begin(&g, CPUS_MAX, 128 << 10);
     for (unsigned k = 0; k < 240; k++)
         function_at(&g, 0x1040 + 1024 * k, k);
     const uint64_t rounds = 60;
