@@ -149,6 +149,28 @@ static int exec_on_bounce(struct fvm_vcpu *v, const struct fvm_insn *in, const Z
     return r;
 }
 
+/* What drivers do with devices' registers (EOI, IPIs): no need to run it on a bounce buffer. */
+static bool is_plain_mov(const struct fvm_insn *in)
+{
+    if (in->z.mnemonic != ZYDIS_MNEMONIC_MOV)
+        return false;
+    for (unsigned k = 0; k < 2; k++) {
+        bool high = false;
+        if (in->ops[k].type == ZYDIS_OPERAND_TYPE_REGISTER && (fvm_decode_gpr(in->ops[k].reg.value, &high) < 0 || high))
+            return false;
+    }
+    return true;
+}
+
+static int exec_mov(struct fvm_vcpu *v, const struct fvm_insn *in, struct fvm_fault *fault)
+{
+    unsigned bytes = in->ops[0].size / 8u;
+    uint64_t value;
+    if (fvm_operand_read(v, in, &in->ops[1], bytes, &value, fault))
+        return FVM_FAULT;
+    return fvm_operand_write(v, in, &in->ops[0], bytes, value, fault);
+}
+
 static bool is_atomic(const struct fvm_insn *in)
 {
     return (in->z.attributes & ZYDIS_ATTRIB_HAS_LOCK) || in->z.mnemonic == ZYDIS_MNEMONIC_XCHG;
@@ -393,6 +415,8 @@ int fvm_exec_one(struct fvm_vcpu *v, struct fvm_fault *fault)
             r = fvm_exec_vmaskmov(v, &in, fault);
         else if (mem->visibility != ZYDIS_OPERAND_VISIBILITY_EXPLICIT)
             r = fvm_exec_maskmov(v, &in, fault);
+        else if (is_plain_mov(&in))
+            r = exec_mov(v, &in, fault);
         else if (v->engine->vcpu_count > 1 && is_atomic(&in))
             r = exec_atomic(v, &in, mem, fault);
         else
