@@ -63,10 +63,21 @@ void fvm_tr_place(struct fvm_tr *tr, unsigned before)
         e8(&tr->em, 0x90);
 }
 
+/* A loop of one block keeps its victims spilled, if its flags are where the body wants them. */
+static bool exit_self(struct fvm_tr *tr, uint32_t n, uint64_t target)
+{
+    struct fvm_exit *x = &tr->e->exits[n];
+    const struct fvm_block *b = tr->b;
+    x->self = target == tr->rip && b->victim_count > 2 && !b->cross_page && !(tr->mode & (FVM_MODE_SINGLE | FVM_MODE_PLAIN | FVM_MODE_SEG)) &&
+              (b->natural || b->live_flags ? (b->natural != 0) == (x->flags_saved != 0) : true);
+    return x->self;
+}
+
 void fvm_tr_exit_direct(struct fvm_tr *tr, uint64_t target)
 {
     uint32_t n = exit_new(tr, target);
-    restore_extras(tr);
+    if (!exit_self(tr, n, target))
+        restore_extras(tr);
     fvm_tr_place(tr, 1);
     exit_cold(tr, n, e_jmp(&tr->em));
     tr->ended = true;
@@ -96,9 +107,13 @@ void fvm_tr_exit_side(struct fvm_tr *tr, unsigned cc, uint64_t target)
 void fvm_tr_exit_two(struct fvm_tr *tr, unsigned cc, uint64_t target, uint64_t next)
 {
     uint32_t n = exit_new(tr, target);
-    restore_extras(tr);
+    bool self = exit_self(tr, n, target);
+    if (!self)
+        restore_extras(tr);
     fvm_tr_place(tr, 2);
     exit_cold(tr, n, e_jcc(&tr->em, cc));
+    if (self)
+        restore_extras(tr);
     uint32_t m = exit_new(tr, next);
     fvm_tr_place(tr, 1);
     exit_cold(tr, m, e_jmp(&tr->em));

@@ -91,7 +91,7 @@ void fvm_engine_tsc_changed(struct fvm_vcpu *v)
 void fvm_engine_get_stats(const struct fvm_engine *e, struct fvm_engine_stats *ret)
 {
     *ret = e->stats;
-    ret->cache_bytes_used = e->code_used + e->cold_used - e->code_bytes / 2;
+    ret->cache_bytes_used = e->code_used + e->cold_used - e->cold_start;
     for (unsigned k = 0; k < e->vcpu_count; k++) {
         const struct fvm_vcpu_priv *p = e->vcpus[k]->priv;
         ret->exits += p->stats.exits;

@@ -70,6 +70,7 @@ struct fvm_block {
     uint32_t inner_off;    /* behind the prologue: for jumps from blocks with the same victims, which stay spilled */
     uint32_t saved_off;    /* entry for guest flags in SLOT_FLAGS (== code_off if flags are dead on entry) */
     uint32_t saved_inner_off; /* likewise, behind the prologue */
+    uint32_t body_off;     /* behind all spills, flags as the block wants them: for its own exits */
     uint32_t canon_off;    /* entry from indirect branches: r15 and r14 spilled, flags in SLOT_FLAGS */
     uint32_t dead_inner_off; /* where a dropped block's inner entry leads */
     uint32_t dead_off;     /* code that leaves with FVM_EXIT_DEAD */
@@ -113,6 +114,7 @@ struct fvm_exit {
     uint8_t relinks;       /* how often that was another, or another entry was expected, with the world stopped for it */
     uint8_t flags_saved;   /* guest flags are in SLOT_FLAGS when this exit is taken */
     uint8_t plain;         /* leads to a plain block (FVM_MODE_PLAIN) */
+    uint8_t self;          /* back to its own block, whose victims all stay spilled */
 };
 
 enum { FVM_SITE_STACK = 1 /* addressed through SS: #SS where others have #GP */, FVM_SITE_MASKED = 2 /* vmaskmov */ };
@@ -141,8 +143,8 @@ struct fvm_engine {
     uint32_t reading;              /* a translation reads guest bytes. Written under the lock, read by all: fvm_code_write_begin */
     uint8_t *code;                 /* executable view */
     uint8_t *code_rw;              /* writable view of the same memory */
-    uint64_t code_bytes, code_used, code_start; /* hot code: up to code_bytes / 2 */
-    uint64_t cold_used;            /* cold code: from there on */
+    uint64_t code_bytes, code_used, code_start; /* hot code: up to cold_start */
+    uint64_t cold_start, cold_used; /* cold code: from there on */
     uint32_t tramp[16];            /* offsets of jumps to the stubs */
     uint32_t snippet_off;          /* room for exec_one, per vCPU index */
     struct fvm_block *blocks;

@@ -140,6 +140,7 @@ static bool pick_victims(uint16_t used, uint8_t need, bool high, uint8_t ret[3])
 }
 
 #define SHORT_BLOCK 5
+#define SIDE_EXITS 3 /* what follows is translated again behind each that is taken */
 /* Is a register left besides two scratch registers? A block that goes on without one has a check for every access. */
 static bool room_for_group(uint16_t used)
 {
@@ -149,7 +150,10 @@ static bool room_for_group(uint16_t used)
 /* A conditional branch that leads forward does not end its block, which goes on where it is not taken. */
 static bool goes_on(const struct fvm_tr *tr, const struct fvm_tr_insn *i)
 {
-    return i->class == FVM_C_JCC && tr->bits == 64 && !(tr->mode & FVM_MODE_SINGLE) && i->in.z.raw.imm[0].value.s > 0;
+    unsigned sides = 0;
+    for (unsigned k = 0; k < tr->n; k++)
+        sides += tr->insns[k].class == FVM_C_JCC;
+    return sides <= SIDE_EXITS && i->class == FVM_C_JCC && tr->bits == 64 && !(tr->mode & FVM_MODE_SINGLE) && i->in.z.raw.imm[0].value.s > 0;
 }
 
 static int decode_block(struct fvm_tr *tr, struct fetch *f, struct fvm_fault *fault)
@@ -444,6 +448,7 @@ static void emit_prologue(struct fvm_tr *tr, const struct fetch *f, uint32_t *re
         b->saved_inner_off = b->code_off + em->at;
     }
     spill(tr, 2, FVM_VICTIMS_MAX);
+    b->body_off = b->code_off + em->at;
 }
 
 /*
@@ -498,7 +503,7 @@ static void begin_block(struct fvm_tr *tr, struct fvm_vcpu *v, uint64_t mode, ui
 
 static bool room_for_block(const struct fvm_engine *e)
 {
-    return e->code_used + FVM_BLOCK_CODE_MAX <= e->code_bytes / 2 && e->cold_used + FVM_BLOCK_CODE_MAX <= e->code_bytes && e->block_count + 1 < e->block_max &&
+    return e->code_used + FVM_BLOCK_CODE_MAX <= e->cold_start && e->cold_used + FVM_BLOCK_CODE_MAX <= e->code_bytes && e->block_count + 1 < e->block_max &&
            e->exit_count + FVM_BLOCK_INSNS_MAX * 2 + 8 < e->exit_max && e->site_count + FVM_BLOCK_INSNS_MAX * 3 < e->site_max &&
            e->mark_count + FVM_BLOCK_INSNS_MAX < e->mark_max;
 }

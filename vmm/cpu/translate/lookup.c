@@ -105,7 +105,7 @@ void fvm_code_unlink_block(struct fvm_engine *e, struct fvm_block *b)
 uint32_t fvm_code_block_at(const struct fvm_engine *e, uint64_t host_pc)
 {
     uint64_t off = host_pc - (uint64_t)(uintptr_t)e->code;
-    bool cold = off >= e->code_bytes / 2;
+    bool cold = off >= e->cold_start;
     if (off >= (cold ? e->cold_used : e->code_used) || !e->block_count)
         return FVM_NONE;
     uint32_t lo = 0, hi = e->block_count;
