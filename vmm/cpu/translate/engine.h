@@ -325,6 +325,7 @@ uint32_t fvm_translate(struct fvm_vcpu *v, uint64_t mode, struct fvm_fault *faul
 /* ---- fast.c ---- */
 unsigned fvm_fast_mem(struct fvm_vcpu *v);
 unsigned fvm_fast_indirect(struct fvm_vcpu *v);
+unsigned fvm_fast_direct(struct fvm_vcpu *v);
 unsigned fvm_fast_string(struct fvm_vcpu *v);
 unsigned fvm_fast_sys(struct fvm_vcpu *v);
 void fvm_fast_unlink(struct fvm_vcpu *v);

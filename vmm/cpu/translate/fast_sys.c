@@ -29,6 +29,40 @@ static unsigned go_on(struct fvm_vcpu *v)
     return 1;
 }
 
+/* Is it the check of a linked exit that failed, and no cut link? */
+static bool check_failed(const struct fvm_engine *e, const struct fvm_exit *x, const struct fvm_block *b)
+{
+    int32_t rel = __atomic_load_n((const int32_t *)(const void *)(e->code + b->code_off + x->jump_off), __ATOMIC_RELAXED);
+    return x->check_off && x->jump_off + 4 + (uint32_t)rel == x->check_off;
+}
+
+/*
+ * A direct exit that leads to no block, or to another page than it was linked to. Often that page's entry was only flushed (by fork,
+ * exec, munmap) and is the same again once it is filled: then the link is right as it stands. All else is run.c's.
+ */
+unsigned fvm_fast_direct(struct fvm_vcpu *v)
+{
+    const struct fvm_engine *e = v->engine;
+    uint32_t arg = (uint32_t)*fvm_slot(v, FVM_SLOT_ARG);
+    const struct fvm_exit *x = &e->exits[arg & ~FVM_EXIT_MOVED];
+    const struct fvm_block *b = &e->blocks[x->block];
+    const struct fvm_vcpu_priv *p = v->priv;
+    uint64_t entry, gpa;
+    struct fvm_fault f;
+    if (arg & FVM_EXIT_MOVED || x->now == FVM_NONE || x->plain || b->mode & FVM_MODE_SEG || v->request || p->run_until_on ||
+        !check_failed(e, x, b))
+        return fvm_fast_leave(v, FVM_EXIT_DIRECT);
+    uint64_t rip = fvm_block_base(v, b) + x->target;
+    bool user = (b->mode & FVM_MODE_USER) != 0;
+    if (!fvm_canonical(rip) || fvm_shadow_peek(v->shadow, rip) & (user ? FVM_S_UX : FVM_S_KX) ||
+        fvm_shadow_miss(v->shadow, rip, FVM_X | (user ? FVM_USER : 0), &entry, &gpa, &f) != FVM_SHADOW_OK)
+        return fvm_fast_leave(v, FVM_EXIT_DIRECT);
+    if (fvm_code_find(e, gpa, rip, b->mode & ~(uint64_t)FVM_MODE_PLAIN) != x->now)
+        return fvm_fast_leave(v, FVM_EXIT_DIRECT);
+    fvm_recover_exit(v, arg);
+    return go_on(v);
+}
+
 unsigned fvm_fast_deliver(struct fvm_vcpu *v, uint32_t site, const struct fvm_fault *f)
 {
     struct fvm_vcpu_priv *p = v->priv;

@@ -107,7 +107,6 @@ fvm_stub_\name:
     jmp fvm_exit_save
 .endm
 
-    EXIT_STUB direct, FVM_EXIT_DIRECT
     EXIT_STUB system, FVM_EXIT_SYSTEM
     EXIT_STUB one, FVM_EXIT_ONE
     EXIT_STUB dead, FVM_EXIT_DEAD
@@ -150,6 +149,7 @@ fvm_stub_\name:
     jmp fvm_resume_window
 .endm
 
+    FAST_STUB direct, fvm_fast_direct
     FAST_STUB mem, fvm_fast_mem
     FAST_STUB indirect, fvm_fast_indirect
     FAST_STUB string, fvm_fast_string
