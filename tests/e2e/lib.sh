@@ -83,6 +83,16 @@ need_guest() { # cloud|full: sets kernel and initrd, made if need be
     finish
 }
 
+need_tools() { # sets image: a Debian with compilers, interpreters and stress-ng, made if need be; copy it before use
+    image=$cache/rootfs-workloads.img
+    [ -s "$image" ] && return
+    [ "$(id -u)" = 0 ] || skip "deploy/guest/rootfs needs root once"
+    "$source/deploy/guest/rootfs" --out "$image" --size 3G --include openssl,python3,gcc,libc6-dev,stress-ng,perl,sqlite3,xz-utils,zstd \
+        > "$work/rootfs.log" 2>&1 && return
+    fail "deploy/guest/rootfs" "$work/rootfs.log"
+    finish
+}
+
 wait_for() { # seconds command...: until it succeeds
     local until=$((SECONDS + $1))
     shift
