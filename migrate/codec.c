@@ -108,9 +108,12 @@ bool fvm_batch_full(const struct fvm_batch *b)
            b->run_count >= FVM_CODEC_RUNS_MAX - 1 || b->zero_pages >= FVM_CODEC_RUN_PAGES_MAX - 1;
 }
 
+/* In a batch pages follow masks of any length: words of no alignment. */
+typedef uint64_t __attribute__((aligned(1), may_alias)) loose_word;
+
 static bool is_zero(const void *page)
 {
-    const uint64_t *w = page;
+    const loose_word *w = page;
     if (w[0] | w[511])
         return false;
     for (unsigned i = 0; i < 512; i += 8)
